@@ -1,0 +1,5 @@
+"""`python -m recycle_cli`."""
+
+from recycle_cli.cli.app import main
+
+main()

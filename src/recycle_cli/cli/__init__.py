@@ -1,0 +1,1 @@
+"""Words in, words out: options to requests, documents to text."""

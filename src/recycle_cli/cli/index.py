@@ -1,0 +1,156 @@
+"""`recycle index`: the pool in the index."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from recycle_cli.cli.options import JsonOption, Session
+from recycle_cli.cli.output import Output
+from recycle_cli.errors import InputError
+from recycle_cli.lora.base_names import canonical_base_name
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+STATUSES = ("accepted", "rejected", "failed", "all")
+
+
+def make_app(guarded: Guard) -> typer.Typer:
+    """The command group; `guarded` turns known failures into two lines and an exit code."""
+    app = typer.Typer(
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        help="Bring the index up to date, or ask it (list, show, stats).",
+    )
+    app.callback()(guarded(update))
+    app.command("list")(guarded(list_))
+    app.command("show")(guarded(show))
+    app.command("stats")(guarded(stats))
+    return app
+
+
+def update(context: typer.Context, json: JsonOption = False) -> None:
+    """Bring the index up to date, or ask it."""
+    if context.invoked_subcommand is not None:
+        return
+    from recycle_cli.workflows.index import update_index
+
+    session: Session = context.obj
+    output = Output(json, session.quiet, session.verbose)
+    with output.progress() as progress:
+        document = update_index(session.settings, progress)
+    if json:
+        output.document(document)
+        return
+    output.text(f"{document.adapters} adapters, {document.updated} rows brought up to date")
+    for name in document.missing:
+        output.text(f"missing: {name}")
+
+
+def list_(
+    context: typer.Context,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Of this base model only.")
+    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="With this licence.")] = None,
+    min_rank: Annotated[int | None, typer.Option("--min-rank", min=1, help="Of this rank on.")] = None,
+    max_rank: Annotated[int | None, typer.Option("--max-rank", min=1, help="Up to this rank.")] = None,
+    target_module: Annotated[
+        str | None, typer.Option("--target-module", help="That adapt this module, as in q_proj.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="With this text in the id.")
+    ] = None,
+    status: Annotated[
+        str, typer.Option("--status", help=f"One of: {', '.join(STATUSES)}.")
+    ] = "accepted",
+    sort: Annotated[
+        str, typer.Option("--sort", help="A column, as in norm; falling with a minus, as in -norm.")
+    ] = "id",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first ones only.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the adapters in the index."""
+    from recycle_cli.store.catalog import AdapterQuery
+    from recycle_cli.workflows.index import list_adapters
+
+    session: Session = context.obj
+    if status not in STATUSES:
+        raise InputError(f"--status is {status!r}", f"use one of: {', '.join(STATUSES)}")
+    query = AdapterQuery(
+        base_model=canonical_base_name(base_model) if base_model else None,
+        license=license_,
+        min_rank=min_rank,
+        max_rank=max_rank,
+        target_module=target_module,
+        search=search,
+        status=None if status == "all" else status,  # type: ignore[arg-type]  # checked above
+        sort=sort,
+        limit=limit,
+    )
+    rows = list_adapters(query, session.settings)
+    output = Output(json, session.quiet, session.verbose)
+    if json:
+        for row in rows:
+            output.document(row)
+        return
+    output.table(
+        f"{len(rows)} adapters",
+        ["adapter", "sha256", "base model", "rank", "norm", "licence", "bytes", "reason"],
+        [
+            (
+                row.id,
+                (row.sha256 or "-")[:8],
+                row.base_model,
+                f"{row.rank.min}-{row.rank.max}" if row.rank else "-",
+                row.norm,
+                row.license,
+                row.size_bytes,
+                row.reason or "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def show(
+    context: typer.Context,
+    adapter: Annotated[str, typer.Argument(help="An id, a path, or sha256:PREFIX.")],
+    json: JsonOption = False,
+) -> None:
+    """Show all that the index knows of one adapter."""
+    from recycle_cli.workflows.index import show_adapter
+
+    session: Session = context.obj
+    row = show_adapter(adapter, session.settings)
+    output = Output(json, session.quiet, session.verbose)
+    if json:
+        output.document(row)
+        return
+    output.table(row.id, ["field", "value"], [(k, str(v)) for k, v in row.model_dump().items()])
+
+
+def stats(
+    context: typer.Context,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Of this base model only.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the pool in figures: how many, why others were refused, ranks, licences."""
+    from recycle_cli.workflows.index import pool_statistics
+
+    session: Session = context.obj
+    name = canonical_base_name(base_model) if base_model else None
+    document = pool_statistics(session.settings, name)
+    output = Output(json, session.quiet, session.verbose)
+    if json:
+        output.document(document)
+        return
+    counted = ", ".join(f"{number} {status}" for status, number in document.counts.items())
+    output.text(f"{document.adapters} usable adapters, {document.size_bytes} bytes ({counted})")
+    for title in ("reasons", "base_models", "ranks", "target_modules", "licenses"):
+        histogram: dict[str, int] = getattr(document, title)
+        if histogram:
+            output.table(title.replace("_", " "), [title, "adapters"], list(histogram.items()))

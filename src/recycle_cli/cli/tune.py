@@ -1,0 +1,170 @@
+"""`recycle tune`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from recycle_cli.cli.options import (
+    AdaptersArgument,
+    BaseModelOption,
+    ForceOption,
+    JsonOption,
+    OutOption,
+    RowsOption,
+    SeedOption,
+    Session,
+    TaskOption,
+    load_base,
+    read_inputs,
+)
+from recycle_cli.cli.output import Output
+from recycle_cli.errors import InputError
+from recycle_cli.tuning.catalog import METHODS
+
+HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+REINITS = ("none", "experts", "all")
+Number = TypeVar("Number", int, float)
+
+
+def tune(
+    context: typer.Context,
+    out: OutOption,
+    adapters: AdaptersArgument = None,
+    task: TaskOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help=f"{HELP}. Default: recycle with adapters, lora without."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="ADAPTER", help="The target LoRA, to mix in or rescale."),
+    ] = None,
+    reinit: Annotated[
+        str,
+        typer.Option(
+            "--reinit",
+            help="Control. experts: redraw the pool's adapters at random with the same spread. "
+            "all: redraw the target LoRA too. none.",
+        ),
+    ] = "none",
+    base_model: BaseModelOption = None,
+    rows: RowsOption = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Default: 100 to mix, 400 for a LoRA.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Peak rate. Default: 0.05 to mix, 0.0003 for a LoRA.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step.")] = 8,
+    eval_every: Annotated[
+        int, typer.Option("--eval-every", min=1, help="Steps between two validations.")
+    ] = 10,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank: 64.")] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="LoRA alpha: 16.")] = None,
+    dropout: Annotated[
+        float | None, typer.Option("--dropout", min=0, max=0.99, help="LoRA dropout: 0.1.")
+    ] = None,
+    rslora: Annotated[
+        bool, typer.Option("--rslora", help="LoRA scale alpha / sqrt(rank) instead of alpha / rank.")
+    ] = False,
+    target_module: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target-module",
+            help="Adapt this module, as in q_proj; may be given several times. All linear ones.",
+        ),
+    ] = None,
+    rank_pattern: Annotated[
+        list[str] | None,
+        typer.Option("--rank-pattern", metavar="MODULE=RANK", help="Another rank for a module."),
+    ] = None,
+    alpha_pattern: Annotated[
+        list[str] | None,
+        typer.Option("--alpha-pattern", metavar="MODULE=ALPHA", help="Another alpha for a module."),
+    ] = None,
+    save_dtype: Annotated[
+        str, typer.Option("--save-dtype", help="float32, bfloat16 or float16, on disk.")
+    ] = "float32",
+    license_: Annotated[
+        str | None, typer.Option("--license", help="The licence to state in the result's card.")
+    ] = None,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """With adapters: learn how much of each to use. Without: train a target LoRA."""
+    from recycle_cli.evaluation.tasks import load_task
+    from recycle_cli.workflows.adapters import resolve_names
+    from recycle_cli.workflows.tune import LoraShape, TuneRequest, check_request
+    from recycle_cli.workflows.tune import tune as run
+
+    session: Session = context.obj
+    output = Output(json, session.quiet, session.verbose)
+    inputs = read_inputs(adapters)
+    if reinit not in REINITS:
+        raise InputError(f"--reinit is {reinit!r}", f"use one of: {', '.join(REINITS)}")
+    if lr is not None and lr <= 0:
+        raise InputError(f"--lr is {lr:g}", "use a number above 0")
+    sources = inputs.sources(session.settings)
+    targets = resolve_names([target], session.settings) if target else []
+    request = TuneRequest(
+        task=load_task(inputs.task_source(task)),
+        base_model=inputs.base_model(base_model),
+        out=Path(out),
+        method=method or ("recycle" if sources or targets else "lora"),
+        rows=rows,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        eval_every=eval_every,
+        reinit=reinit,  # type: ignore[arg-type]  # checked above
+        lora=LoraShape(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            use_rslora=rslora,
+            target_modules=tuple(target_module or ()),
+            rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int),
+            alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
+        ),
+        save_dtype=save_dtype,
+        license=license_,
+        seed=seed,
+        force=force,
+    )
+    chosen = targets[0] if targets else None
+    check_request(request, sources, chosen)
+    base = load_base(request.base_model, session)
+    with output.progress() as progress:
+        document = run(request, sources, chosen, base, progress)
+    if json:
+        output.document(document)
+        return
+    output.text(
+        f"{document.path}: {document.method}, best step {document.best.step}, "
+        f"validation loss {document.best.valid_loss:.4f}, rank {document.rank}, "
+        f"{document.elapsed_s:.0f} s"
+    )
+    if document.adapters:
+        output.table(
+            "What it mixes",
+            ["adapter", "role", "mean coefficient", "largest"],
+            [(a.id, a.role, a.coefficient_mean, a.coefficient_max_abs) for a in document.adapters],
+        )
+    for warning in document.warnings:
+        output.message(f"warning: {warning}")
+
+
+def _parse_pattern(
+    items: Sequence[str] | None, option: str, number: Callable[[str], Number]
+) -> dict[str, Number]:
+    pattern = {}
+    for item in items or ():
+        name, _, value = item.partition("=")
+        try:
+            pattern[name] = number(value)
+        except ValueError as error:
+            raise InputError(f"{option} is {item!r}", "write it as in v_proj=16") from error
+    return pattern

@@ -1,0 +1,1 @@
+"""The one door to the accelerator: device, base model, forward passes and the training loop."""

@@ -1,0 +1,143 @@
+"""From rows of text to token ids, in the model's own chat form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from recycle_cli.engine.base_model import BaseModel
+
+
+class TextRow(Protocol):
+    """What the engine needs of a task's row."""
+
+    @property
+    def input(self) -> str:
+        """The prompt's text."""
+
+    @property
+    def output(self) -> str:
+        """The right answer."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The answers to choose from; empty for an open question."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row to train on: the answer ends with the end-of-turn token."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row to score: candidate answers, without an end token.
+
+    Args:
+        prompt: the tokens before all answers.
+        lead: the tokens that every answer begins with; they count in every score.
+        candidates: the rest of each answer, at least one token.
+    """
+
+    prompt: tuple[int, ...]
+    lead: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+
+
+def prompt_text(base: BaseModel, text: str) -> str:
+    """The text in the form the model was trained to answer: its chat template, where it has one."""
+    if not base.tokenizer.chat_template:
+        return text
+    turn = [{"role": "user", "content": text}]
+    rendered: str = base.tokenizer.apply_chat_template(
+        turn, tokenize=False, add_generation_prompt=True
+    )
+    return rendered
+
+
+def encode_examples(base: BaseModel, rows: Sequence[TextRow]) -> list[Example]:
+    """Rows with their right answers, to train on."""
+    end = end_of_answer(base)
+    examples = []
+    for row in rows:
+        prompt = prompt_text(base, row.input)
+        prompt_ids, answer = _cut(base, prompt, prompt + _spaced(base, row.output))
+        examples.append(Example(prompt_ids, (*answer, end)))
+    return examples
+
+
+def encode_questions(base: BaseModel, rows: Sequence[TextRow]) -> list[Question]:
+    """Rows with their choices (or, for open rows, the right answer alone), to score.
+
+    White space at the end of a prompt, such as a chat template's line break, is scored with the
+    answer, as lm-eval does: both tools then score the same tokens.
+    """
+    return [_question(base, row) for row in rows]
+
+
+def _question(base: BaseModel, row: TextRow) -> Question:
+    prompt = prompt_text(base, row.input)
+    pairs = [
+        _cut(base, prompt.rstrip(), prompt + _spaced(base, answer))
+        for answer in row.choices or (row.output,)
+    ]
+    answers = [answer for _, answer in pairs]
+    shared = shared_length(answers)
+    return Question(
+        prompt=pairs[0][0],
+        lead=answers[0][:shared],
+        candidates=tuple(answer[shared:] for answer in answers),
+    )
+
+
+def encode_prompts(base: BaseModel, rows: Sequence[TextRow]) -> list[tuple[int, ...]]:
+    """Rows without answers, to generate from."""
+    return [_tokens(base, prompt_text(base, row.input)) for row in rows]
+
+
+def end_of_answer(base: BaseModel) -> int:
+    """The token that ends the model's own turn.
+
+    Chat templates may end a turn with another token than the end of text, so it is read off a
+    rendered conversation.
+    """
+    tokenizer = base.tokenizer
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+        after = _tokens(base, rendered.rpartition("b")[2].strip())
+        if after and after[0] in tokenizer.all_special_ids:
+            return after[0]
+    return int(tokenizer.eos_token_id)
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with; every row keeps at least its last token."""
+    shortest = min(map(len, rows))
+    first, last = min(rows), max(rows)
+    same = 0
+    while same < shortest - 1 and first[same] == last[same]:
+        same += 1
+    return same
+
+
+def _spaced(base: BaseModel, answer: str) -> str:
+    """The answer as it follows the prompt: without a chat template, after a space."""
+    return answer if base.tokenizer.chat_template else " " + answer
+
+
+def _cut(base: BaseModel, prompt: str, whole: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the prompt, and those of the whole beyond that number.
+
+    Both are tokenised as one text, since a token may reach over the border.
+    """
+    prompt_ids = _tokens(base, prompt)
+    return prompt_ids, _tokens(base, whole)[len(prompt_ids) :]
+
+
+def _tokens(base: BaseModel, text: str) -> tuple[int, ...]:
+    # A chat template writes the special tokens itself; lm-eval adds none to a plain prompt either.
+    encoding: Any = base.tokenizer(text, add_special_tokens=False)
+    return tuple(encoding["input_ids"])

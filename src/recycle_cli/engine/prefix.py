@@ -1,0 +1,59 @@
+"""The tokens that all prompts begin with, run once for all of them.
+
+Rows of a task share the chat template's opening and usually an instruction: often two thirds of
+their tokens. Attention is causal, so the keys and values of a shared beginning are the same in
+every row; they are computed for one row and repeated, with gradients where those are on. That is
+exact, up to the order of floating-point sums. (Dropout, where it is on, draws one mask for the
+shared part instead of one a row.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recycle_cli.engine.base_model import BaseModel
+
+
+def run_prefix(base: BaseModel, prefix: Tensor) -> Any:
+    """Keys and values of a shared beginning, for one row; None where it is empty.
+
+    Args:
+        base: the model, with its adapter on.
+        prefix: (length,) int64.
+    """
+    if prefix.numel() == 0:
+        return None
+    return base.model.base_model(prefix[None], use_cache=True).past_key_values
+
+
+def repeated(prefix_cache: Any, rows: int) -> Any:
+    """A new cache that holds the prefix for each of `rows` rows; None stays None."""
+    if prefix_cache is None:
+        return None
+    from transformers import DynamicCache
+
+    pairs = [(layer.keys, layer.values) for layer in prefix_cache.layers]
+    return DynamicCache(
+        [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in pairs]
+    )
+
+
+def pad_left(
+    base: BaseModel, rows: Sequence[Sequence[int]], prefix_length: int
+) -> tuple[Tensor, Tensor]:
+    """Token rows that end together, without their shared beginning.
+
+    Returns:
+        tokens (rows, length) and attention (rows, prefix_length + length), which is 0 only for
+        the padding between a row's beginning and its own tokens.
+    """
+    own = [row[prefix_length:] for row in rows]
+    length = max(map(len, own))
+    tokens = torch.full((len(own), length), base.tokenizer.pad_token_id, dtype=torch.int64)
+    attention = torch.ones(len(own), prefix_length + length, dtype=torch.int64)
+    for index, row in enumerate(own):
+        tokens[index, length - len(row) :] = torch.tensor(row)
+        attention[index, prefix_length : prefix_length + length - len(row)] = 0
+    return tokens.to(base.compute.device), attention.to(base.compute.device)

@@ -1,0 +1,1 @@
+"""Tasks, metrics, paired statistics, the verdict, and lm-eval as the reference scorer."""

@@ -1,0 +1,177 @@
+"""PEFT adapter folders, in and out.
+
+On disk a LoRA is `adapter_config.json` plus `adapter_model.safetensors`, whose keys are
+`base_model.model.<module path>.lora_A.weight` (rank, in) and `...lora_B.weight` (out, rank).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recycle_cli.errors import InputError
+from recycle_cli.lora.config import AdapterConfig, AdapterProblem, parse_config
+from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.weight")
+HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder in memory: its configuration and its update, factors in float32."""
+
+    config: AdapterConfig
+    update: ModelUpdate
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Reads a PEFT folder. Nothing in it is executed or handed to PEFT.
+
+    Raises:
+        InputError: the folder is no adapter folder, or a file in it cannot be read.
+        AdapterProblem: the adapter is not a plain low-rank update.
+    """
+    config = parse_config(read_config(folder))
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no {WEIGHTS_FILE}", "name a folder that PEFT's save_pretrained wrote"
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "fetch or write it again") from error
+    return Adapter(config, _pair_up(tensors, config))
+
+
+def read_config(folder: Path) -> Any:
+    """The parsed JSON of a folder's `adapter_config.json`.
+
+    Raises:
+        InputError: there is no such file, or it is not JSON.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} has no {CONFIG_FILE}", "name a PEFT adapter folder, a Hub id or a sha256"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterProblem("bad_config", f"{path} is not JSON: {error}") from error
+
+
+def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Module path -> (key of A, key of B).
+
+    Raises:
+        AdapterProblem: a key is not that of a factor (`foreign_key`), or a factor has no partner
+            (`pair_incomplete`), or there are none (`no_tensors`).
+    """
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        match = KEY.fullmatch(key)
+        if match is None:
+            raise AdapterProblem("foreign_key", f"tensor {key!r} is no factor of a linear module")
+        found.setdefault(match[1], {})[match[2]] = key
+    if not found:
+        raise AdapterProblem("no_tensors", "the weights file holds no tensors")
+    for module, pair in found.items():
+        if len(pair) != 2:
+            raise AdapterProblem(
+                "pair_incomplete", f"{module} has lora_{next(iter(pair))} but not its partner"
+            )
+    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+
+
+def check_pair(
+    module: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...], config: AdapterConfig
+) -> None:
+    """Checks that two factors fit each other and the rank that the configuration states.
+
+    Raises:
+        AdapterProblem: they do not (`shape_mismatch`, `rank_mismatch`).
+    """
+    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != shape_b[1]:
+        raise AdapterProblem(
+            "shape_mismatch", f"{module} has factors of shapes {shape_a} and {shape_b}"
+        )
+    if shape_a[0] != config.rank_of(module):
+        raise AdapterProblem(
+            "rank_mismatch",
+            f"{module} has rank {shape_a[0]}, but {CONFIG_FILE} says {config.rank_of(module)}",
+        )
+
+
+def _pair_up(tensors: dict[str, Tensor], config: AdapterConfig) -> dict[str, LowRankUpdate]:
+    update = {}
+    for module, (key_a, key_b) in sorted(pair_keys(tensors).items()):
+        a, b = tensors[key_a].float(), tensors[key_b].float()
+        check_pair(module, tuple(a.shape), tuple(b.shape), config)
+        update[module] = LowRankUpdate(a, b, config.scale_of(module, a.shape[0]))
+    return update
+
+
+def write_adapter(
+    folder: Path, update: ModelUpdate, base_model: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes an update as a PEFT folder that loads to exactly the same product.
+
+    The scale is carried by B, so alpha equals the rank in every module; modules whose rank is not
+    the commonest one stand in `rank_pattern` and `alpha_pattern`.
+
+    Args:
+        folder: an existing, empty folder.
+        update: the modules to write.
+        base_model: what PEFT shall take for the base model's name.
+        dtype: of the factors on disk.
+    """
+    ranks = {module: piece.rank for module, piece in update.items()}
+    default = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
+    odd = {module: rank for module, rank in sorted(ranks.items()) if rank != default}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": default,
+        "lora_alpha": default,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        # Whole paths: the only names that adapt these modules and no others.
+        "target_modules": sorted(ranks),
+        "rank_pattern": odd,
+        "alpha_pattern": odd,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {}
+    for module, piece in update.items():
+        prefix = f"base_model.model.{module}"
+        tensors[f"{prefix}.lora_A.weight"] = piece.A.to(dtype).contiguous()
+        tensors[f"{prefix}.lora_B.weight"] = (piece.B * piece.scale).to(dtype).contiguous()
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def weights_sha256(folder: Path) -> str:
+    """The identity of an adapter: the sha256 of its weights file, in hex."""
+    digest = hashlib.sha256()
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+

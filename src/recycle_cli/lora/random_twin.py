@@ -1,0 +1,41 @@
+"""Random adapters that look like real ones: the control of arXiv 2602.12323.
+
+If adapters of noise help a mixture as much as real ones, the gain is no transfer from what
+strangers trained.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+
+
+def random_twin(update: ModelUpdate, name: str, seed: int) -> ModelUpdate:
+    """The update with both factors redrawn, module by module, from a normal distribution of mean
+    zero with the standard deviation of the factor they replace. Modules, ranks and scales stay.
+
+    Args:
+        update: the adapter to imitate.
+        name: what tells this adapter from the others, such as its sha256; it makes its draws
+            independent of theirs.
+        seed: the same seed and name give the same twin on every machine.
+    """
+    return {
+        module: LowRankUpdate(
+            A=_redraw(piece.A, f"{seed}:{name}:{module}:A"),
+            B=_redraw(piece.B, f"{seed}:{name}:{module}:B"),
+            scale=piece.scale,
+        )
+        for module, piece in update.items()
+    }
+
+
+def _redraw(factor: Tensor, key: str) -> Tensor:
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    noise = torch.randn(factor.shape, generator=generator, dtype=torch.float32)
+    # One number (rank 1 and width 1) has no spread to imitate; its size does as well.
+    spread = factor.float().std(correction=0) if factor.numel() > 1 else factor.float().abs().mean()
+    return noise * spread

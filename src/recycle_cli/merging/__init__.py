@@ -1,0 +1,1 @@
+"""Data-free merge rules: several updates in, one update out."""

@@ -1,0 +1,446 @@
+"""The JSON documents that commands print and read: the contract, and nothing else.
+
+Every document is one line of JSON whose first field is `schema`, as in `recycle.merge/1`. Fields
+may be added under the same major; readers ignore fields they do not know and refuse majors they
+do not know. Sizes are in bytes and durations in seconds, as the field names say.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recycle_cli.errors import InputError
+
+
+class Part(BaseModel):
+    """A piece of a document. Immutable; unknown fields are ignored, NaN is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A whole document: one line of JSON with its schema in front."""
+
+    kind: ClassVar[str]
+    major: ClassVar[int] = 1
+
+    @classmethod
+    def schema_name(cls) -> str:
+        """The value of the `schema` field, as in `recycle.merge/1`."""
+        return f"recycle.{cls.kind}/{cls.major}"
+
+    def to_line(self) -> str:
+        """One line of JSON, without the line break."""
+        fields = {"schema": self.schema_name(), **self.model_dump(mode="json")}
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any], where: str) -> Self:
+        """The document held by a parsed line.
+
+        Raises:
+            InputError: a field is missing or has the wrong type; `where` names the line.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(step) for step in first["loc"])
+            raise InputError(
+                f"{where}: {cls.schema_name()} has a bad field {field!r}: {first['msg']}",
+                "pass the line on as the command printed it",
+            ) from error
+
+
+# --- parts that several documents share -----------------------------------------------------
+
+
+class AdapterRef(Part):
+    """An adapter by identity.
+
+    `revision` is the Hub commit, null for a folder; `sha256` is that of the weights file; `path`
+    is the folder that PEFT can load.
+    """
+
+    id: str
+    revision: str | None = None
+    sha256: str
+    path: str
+
+
+class TaskRef(Part):
+    """A task by identity; `sha256` is over its rows, `path` is what `--task` takes."""
+
+    name: str
+    sha256: str
+    path: str
+
+
+class RankRange(Part):
+    """The smallest and largest rank among an adapter's modules."""
+
+    min: int
+    max: int
+
+
+class Run(Part):
+    """How a result came to be: what it takes to run it again, and what it cost."""
+
+    seed: int
+    versions: dict[str, str]
+    command: list[str]
+    elapsed_s: float
+    peak_memory_bytes: int
+
+
+# --- crawl and index --------------------------------------------------------------------------
+
+AdapterStatus = Literal["accepted", "rejected", "failed"]
+
+
+class AdapterDocument(Document):
+    """One adapter that a crawl looked at. `path` is null unless it was accepted.
+
+    `norm` is the Frobenius norm of the whole update, sqrt(sum over modules of |s B A|^2).
+    """
+
+    kind: ClassVar[str] = "adapter"
+
+    id: str
+    source: Literal["hub", "folder"]
+    origin: str
+    revision: str | None = None
+    sha256: str | None = None
+    path: str | None = None
+    status: AdapterStatus
+    reason: str | None = None
+    detail: str | None = None
+    base_model: str | None = None
+    rank: RankRange | None = None
+    alpha: float | None = None
+    use_rslora: bool | None = None
+    target_modules: list[str] = Field(default_factory=list)
+    license: str | None = None
+    size_bytes: int | None = None
+    norm: float | None = None
+    fingerprint: str | None = None
+    downloads: int | None = None
+
+
+class CrawlDocument(Document):
+    """What a crawl did, counted: `counts` by status, `reasons` by reason code."""
+
+    kind: ClassVar[str] = "crawl"
+
+    source: str
+    base_model: str
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    requests: int
+    bytes: int
+    elapsed_s: float
+
+
+class StatsDocument(Document):
+    """The pool in figures. The histograms count accepted adapters."""
+
+    kind: ClassVar[str] = "stats"
+
+    adapters: int
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    base_models: dict[str, int]
+    ranks: dict[str, int]
+    licenses: dict[str, int]
+    target_modules: dict[str, int]
+    size_bytes: int
+    norm: dict[str, float] | None = None
+
+
+class IndexDocument(Document):
+    """What bringing the index up to date did."""
+
+    kind: ClassVar[str] = "index"
+
+    adapters: int
+    updated: int
+    missing: list[str]
+    elapsed_s: float
+
+
+# --- select -----------------------------------------------------------------------------------
+
+
+class ScoredAdapter(AdapterRef):
+    """A selected adapter: `score` is the method's, higher is better."""
+
+    score: float
+    log_likelihood: float | None = None
+
+
+class LeftOut(Part):
+    """An adapter that could not be ranked, and why."""
+
+    id: str
+    reason: str
+
+
+class SelectionCost(Part):
+    """`passes` counts runs of the model over the scored rows."""
+
+    passes: int
+    elapsed_s: float
+
+
+class SelectionDocument(Document, Run):
+    """A ranking, best first. `tied_at_cut` counts the adapters left out at the score of the last
+    one taken."""
+
+    kind: ClassVar[str] = "selection"
+
+    task: TaskRef | None = None
+    base_model: str
+    method: str
+    k: int
+    scored_on: str | None = None
+    adapters: list[ScoredAdapter]
+    target: AdapterRef | None = None
+    left_out: list[LeftOut]
+    tied_at_cut: int
+    cost: SelectionCost
+
+
+# --- merge and tune ---------------------------------------------------------------------------
+
+
+class WeightedAdapter(AdapterRef):
+    """A source of a merge, with its weight and licence."""
+
+    weight: float
+    license: str | None = None
+
+
+class MergeDocument(Document, Run):
+    """A merged adapter. `rank` is the largest among its modules; `energy_kept` is the share of
+    the exact merge's squared Frobenius norm that the written adapter holds, in [0, 1]."""
+
+    kind: ClassVar[str] = "merge"
+
+    method: str
+    params: dict[str, Any]
+    base_model: str
+    adapters: list[WeightedAdapter]
+    rank: int
+    energy_kept: float
+    path: str
+    sha256: str
+    warnings: list[str]
+
+
+class TuneTask(TaskRef):
+    """The task of a tuning run, with the number of rows trained on and validated on."""
+
+    train_rows: int
+    valid_rows: int
+
+
+class MixedAdapter(AdapterRef):
+    """A source of a mixture. `coefficient_mean` and `coefficient_max_abs` sum up its
+    coefficients after the activation function, over all modules."""
+
+    role: Literal["pool", "target"]
+    license: str | None = None
+    coefficient_mean: float
+    coefficient_max_abs: float
+
+
+class BestStep(Part):
+    """The step whose weights were kept (0 is the start), and its validation loss in nats."""
+
+    step: int
+    valid_loss: float
+
+
+class TuneDocument(Document, Run):
+    """A tuned adapter: a target LoRA (`adapters` is empty) or a mixture folded into one LoRA.
+
+    `history` holds [step, validation loss] pairs; `max_logit_deviation` compares the exported
+    adapter with the model as trained, on one batch of training rows.
+    """
+
+    kind: ClassVar[str] = "tune"
+
+    method: str
+    settings: dict[str, Any]
+    base_model: str
+    task: TuneTask
+    adapters: list[MixedAdapter]
+    target: AdapterRef | None = None
+    best: BestStep
+    history: list[tuple[int, float]]
+    rank: int
+    max_logit_deviation: float
+    path: str
+    sha256: str
+    warnings: list[str]
+
+
+# --- eval -------------------------------------------------------------------------------------
+
+
+class EvaluatedTask(TaskRef):
+    """The task of an evaluation, with the number of rows scored and the split they are from."""
+
+    rows: int
+    split: str
+
+
+class PairedTest(Part):
+    """A comparison with a baseline on the same rows.
+
+    `difference` is ours minus the baseline's; `interval` is a paired bootstrap interval at 95 %.
+    """
+
+    baseline: str
+    metric: str
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    test: str
+
+
+class EvaluationDocument(Document, Run):
+    """The metrics of one adapter (or "base") on one task, each in [0, 1] unless its name says
+    otherwise, with standard errors."""
+
+    kind: ClassVar[str] = "evaluation"
+
+    adapter: Literal["base"] | AdapterRef
+    base_model: str
+    task: EvaluatedTask
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    paired: PairedTest | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
+# --- study and demo ---------------------------------------------------------------------------
+
+
+class StudyRow(Part):
+    """One cell of a study: a method on a task with a seed."""
+
+    method: str
+    task: str
+    seed: int
+    metrics: dict[str, float]
+    interval: tuple[float, float]
+    p_value_against_target: float | None = None
+    path: str | None = None
+    elapsed_s: float
+
+
+class Verdict(Part):
+    """The answer in one sentence, and the figures that it rests on."""
+
+    kind: str
+    sentence: str
+    figures: dict[str, float]
+
+
+class StudyCells(Part):
+    """How many cells were run, taken from earlier runs, or failed."""
+
+    done: int
+    reused: int
+    failed: int
+
+
+class StudyDocument(Document, Run):
+    """The table of a study and its verdict."""
+
+    kind: ClassVar[str] = "study"
+
+    path: str
+    base_model: str
+    rows: int
+    fast: bool
+    verdict: Verdict
+    table: list[StudyRow]
+    cells: StudyCells
+
+
+DOCUMENTS: dict[str, type[Document]] = {
+    document.kind: document
+    for document in (
+        AdapterDocument,
+        CrawlDocument,
+        StatsDocument,
+        IndexDocument,
+        SelectionDocument,
+        MergeDocument,
+        TuneDocument,
+        EvaluationDocument,
+        StudyDocument,
+    )
+}
+
+
+def read_documents(lines: Iterable[str], where: str = "standard input") -> list[Document]:
+    """Parses JSON Lines. The whole input is checked before anything is returned.
+
+    Args:
+        lines: the lines of the input; blank ones are passed over.
+        where: how errors name the input.
+
+    Raises:
+        InputError: a line is not a document of a known kind and major, or there is none.
+    """
+    documents = [
+        _parse_line(line, f"{where}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not documents:
+        raise InputError(
+            f"{where} is empty",
+            "the command before the pipe failed or found nothing; run it alone to see why",
+        )
+    return documents
+
+
+def _parse_line(line: str, where: str) -> Document:
+    hint = "feed it the output of a recycle command run with --json"
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON", hint) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("schema"), str):
+        raise InputError(f"{where} has no schema field", hint)
+    return document_class(fields["schema"], where).from_fields(fields, where)
+
+
+def document_class(schema: str, where: str) -> type[Document]:
+    """The model for a `schema` value such as `recycle.merge/1`.
+
+    Raises:
+        InputError: the kind is unknown, or its major is one this version cannot read.
+    """
+    name, _, major = schema.removeprefix("recycle.").partition("/")
+    known = DOCUMENTS.get(name) if schema.startswith("recycle.") else None
+    if known is None:
+        raise InputError(
+            f"{where} is a {schema!r}, which is no recycle document",
+            f"known kinds: {', '.join(f'recycle.{kind}' for kind in DOCUMENTS)}",
+        )
+    if major != str(known.major):
+        raise InputError(
+            f"{where} is a {schema!r}; this version reads {known.schema_name()!r}",
+            "use the version of recycle that wrote it",
+        )
+    return known
+
+

@@ -1,0 +1,1 @@
+"""Scores that rank the adapters of a pool for a task."""

@@ -1,0 +1,40 @@
+"""Putting scored adapters in order and taking the first k."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of one adapter.
+
+    Args:
+        sha256: which adapter.
+        value: the method's score; higher is better.
+        tie_breaker: decides between equal values; higher is better.
+    """
+
+    sha256: str
+    value: float
+    tie_breaker: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The first k, best first, and how many adapters left out had the score of the last taken."""
+
+    taken: list[Score]
+    tied_at_cut: int
+
+
+def rank(scores: Sequence[Score], k: int) -> Ranking:
+    """Sorts by value, then tie-breaker, then sha256, so that the order of the pool never decides.
+
+    Args:
+        scores: of different adapters.
+        k: how many to take, at least 1; fewer come back where there are fewer.
+    """
+    ordered = sorted(scores, key=lambda score: (-score.value, -score.tie_breaker, score.sha256))
+    taken, left = ordered[:k], ordered[k:]
+    tied = sum(score.value == taken[-1].value for score in left) if taken else 0
+    return Ranking(taken, tied)

@@ -1,0 +1,330 @@
+"""Vetting: whether a stranger's adapter may enter the pool, as a list of checks.
+
+A check is one function that passes or raises AdapterProblem with one of its reason codes. They
+run from cheap to dear and stop at the first problem: the configuration alone, then the header
+without any tensor, then the tensors.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from recycle_cli.errors import InputError
+from recycle_cli.lora.base_names import same_base_model
+from recycle_cli.lora.config import UNSUPPORTED, AdapterConfig, AdapterProblem
+from recycle_cli.lora.folder import check_pair
+from recycle_cli.records import AdapterDocument, AdapterStatus, RankRange
+from recycle_cli.store.evidence import Evidence, Pair
+from recycle_cli.store.text import clean_text
+
+UNREADABLE = "unreadable"
+MAX_NAMES = 100
+
+
+@dataclass(frozen=True)
+class VettingLimits:
+    """What the user allows.
+
+    Args:
+        max_weights_bytes: the largest weights file.
+        max_rank: the largest rank of any module, or None for no limit.
+        licenses: the licences allowed, compared without case, or None for any and none.
+        min_norm: the smallest Frobenius norm of the whole update; zero updates never pass.
+        max_norm: the largest. Beyond it an adapter drowns the base model and every other adapter.
+    """
+
+    max_weights_bytes: int = 2_000_000_000
+    max_rank: int | None = None
+    licenses: frozenset[str] | None = None
+    min_norm: float = 0.0
+    max_norm: float = 1000.0
+
+
+@dataclass(frozen=True)
+class VettingRules:
+    """What an adapter is held against.
+
+    Args:
+        base_model: the canonical name of the base model.
+        base_shapes: the (out, in) of every linear module of the base model, by module path.
+        limits: what the user allows.
+        holder_of: the id of an accepted adapter with this weights sha256 under another id than
+            the one given, or None: called with (sha256, id).
+    """
+
+    base_model: str
+    base_shapes: Mapping[str, tuple[int, int]]
+    limits: VettingLimits
+    holder_of: Callable[[str, str], str | None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is checked: its name, what it asks in a sentence, and the codes it gives."""
+
+    name: str
+    sentence: str
+    codes: tuple[str, ...]
+    run: Callable[[Evidence, VettingRules], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of vetting. `reason` is a code and `detail` a sentence, unless accepted."""
+
+    status: AdapterStatus
+    reason: str | None = None
+    detail: str | None = None
+
+
+def vet(evidence: Evidence, rules: VettingRules) -> Verdict:
+    """Runs the checks in order up to the first problem. Never raises for what the files hold."""
+    try:
+        for check in CHECKS:
+            check.run(evidence, rules)
+    except AdapterProblem as problem:
+        return Verdict("rejected", problem.code, clean_text(problem.message))
+    except (OSError, InputError) as error:
+        return Verdict("failed", UNREADABLE, clean_text(str(error)))
+    return Verdict("accepted")
+
+
+def describe(evidence: Evidence, verdict: Verdict, rules: VettingRules) -> AdapterDocument:
+    """The document of a vetted adapter, with what the checks read on their way and no more.
+
+    `path` is left to whoever keeps the adapter.
+    """
+    config: AdapterConfig | None = evidence.known("config")
+    pairs: Mapping[str, Pair] | None = evidence.known("pairs")
+    norm: float | None = evidence.known("norm")
+    accepted = verdict.status == "accepted"
+    stated = clean_text(config.base_model) if config and config.base_model else None
+    return AdapterDocument(
+        id=evidence.found.id,
+        source="folder",
+        origin=evidence.found.origin,
+        sha256=evidence.known("sha256"),
+        status=verdict.status,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        base_model=rules.base_model if accepted else stated,
+        rank=_rank_range(config, pairs),
+        alpha=config.alpha if config else None,
+        use_rslora=config.use_rslora if config else None,
+        target_modules=_target_modules(config, pairs),
+        license=evidence.card.license,
+        size_bytes=evidence.known("size_bytes"),
+        norm=norm if norm is not None and math.isfinite(norm) else None,
+        fingerprint=evidence.fingerprint if accepted else None,
+    )
+
+
+def _rank_range(config: AdapterConfig | None, pairs: Mapping[str, Pair] | None) -> RankRange | None:
+    """From the tensors; from the configuration where vetting ended before them."""
+    if pairs is not None:
+        ranks = [a.shape[0] for a, _ in pairs.values()]
+    elif config is not None:
+        ranks = [config.rank, *config.rank_pattern.values()]
+    else:
+        return None
+    return RankRange(min=min(ranks), max=max(ranks))
+
+
+def _target_modules(config: AdapterConfig | None, pairs: Mapping[str, Pair] | None) -> list[str]:
+    """The last names of the adapted modules, as in `q_proj`."""
+    if pairs is not None:
+        return sorted({module.rpartition(".")[2] for module in pairs})
+    names = config.target_modules if config is not None else ()
+    return [clean_text(name) for name in names[:MAX_NAMES]]
+
+
+# --- the checks of the configuration and the card -------------------------------------------
+
+
+def check_config(evidence: Evidence, rules: VettingRules) -> None:
+    """Parses the configuration, which refuses what is no plain low-rank update."""
+    _ = evidence.config
+
+
+def check_base_name(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares the base model's name; an adapter that names none is left to `check_modules`."""
+    names = _stated_bases(evidence, rules.base_model)
+    if names and not any(same_base_model(name, rules.base_model) for name in names):
+        raise AdapterProblem(
+            "wrong_base", f"it was trained on {', '.join(names)}, not on {rules.base_model}"
+        )
+
+
+def _stated_bases(evidence: Evidence, wanted: str) -> tuple[str, ...]:
+    """The base models that an adapter names: its configuration's word, else its card's.
+
+    A path on its author's disk names nothing, unless it is the very path that is wanted.
+    """
+    stated = (evidence.config.base_model or "").strip()
+    if stated and (same_base_model(stated, wanted) or not _is_local_path(stated)):
+        return (stated,)
+    return tuple(name for name in evidence.card.base_models if not _is_local_path(name))
+
+
+def _is_local_path(name: str) -> bool:
+    """True for what cannot be a Hub id, which is `name` or `org/name`."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.rstrip("/").count("/") > 1
+
+
+def check_license(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares the card's licence with the licences allowed."""
+    allowed = rules.limits.licenses
+    if allowed is None:
+        return
+    license_name = evidence.card.license
+    if (license_name or "").casefold() not in {name.casefold() for name in allowed}:
+        raise AdapterProblem(
+            "license_refused",
+            f"its licence is {license_name or 'not stated'}; allowed: {', '.join(sorted(allowed))}",
+        )
+
+
+# --- the checks of the weights file's size and header ---------------------------------------
+
+
+def check_weights_size(evidence: Evidence, rules: VettingRules) -> None:
+    """Asks for a safetensors file of an allowed size."""
+    limit = rules.limits.max_weights_bytes
+    if evidence.size_bytes > limit:
+        raise AdapterProblem(
+            "too_large", f"its weights take {evidence.size_bytes} bytes, more than {limit}"
+        )
+
+
+def check_header(evidence: Evidence, rules: VettingRules) -> None:
+    """Parses the header."""
+    _ = evidence.header
+
+
+def check_pairs(evidence: Evidence, rules: VettingRules) -> None:
+    """Pairs the factors and compares their shapes with each other and with the configuration."""
+    for module, (a, b) in evidence.pairs.items():
+        check_pair(module, a.shape, b.shape, evidence.config)
+
+
+def check_rank(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares the largest rank with the one allowed."""
+    largest = max(a.shape[0] for a, _ in evidence.pairs.values())
+    if rules.limits.max_rank is not None and largest > rules.limits.max_rank:
+        raise AdapterProblem(
+            "rank_too_large", f"its largest rank is {largest}, more than {rules.limits.max_rank}"
+        )
+
+
+def check_modules(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares every module with the base model's; shapes decide for an adapter without a name."""
+    try:
+        for module, (a, b) in evidence.pairs.items():
+            _check_module(module, (b.shape[0], a.shape[1]), rules)
+    except AdapterProblem as problem:
+        if _stated_bases(evidence, rules.base_model):
+            raise
+        raise AdapterProblem(
+            "unknown_base", f"it names no base model, and {problem.message}"
+        ) from problem
+
+
+def _check_module(module: str, shape: tuple[int, int], rules: VettingRules) -> None:
+    expected = rules.base_shapes.get(module)
+    if expected is None:
+        raise AdapterProblem("no_such_module", f"{rules.base_model} has no linear module {module}")
+    if shape != expected:
+        raise AdapterProblem(
+            "shape_mismatch",
+            f"{module} is {expected} in {rules.base_model}, the adapter is for {shape}",
+        )
+
+
+# --- the checks of the tensors --------------------------------------------------------------
+
+
+def check_duplicate(evidence: Evidence, rules: VettingRules) -> None:
+    """Looks for an accepted adapter with the same weights."""
+    holder = rules.holder_of(evidence.sha256, evidence.found.id)
+    if holder is not None:
+        raise AdapterProblem("duplicate", f"its weights are byte for byte those of {holder}")
+
+
+def check_finite(evidence: Evidence, rules: VettingRules) -> None:
+    """Looks for NaN and infinity."""
+    if not evidence.finite:
+        raise AdapterProblem("non_finite", "its weights hold NaN or infinity")
+
+
+def check_norm(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares the update's Frobenius norm with the limits."""
+    norm, limits = evidence.norm, rules.limits
+    if norm == 0.0:
+        raise AdapterProblem("no_effect", "its update is zero: it changes nothing")
+    if not limits.min_norm <= norm <= limits.max_norm:
+        raise AdapterProblem(
+            "norm_out_of_range",
+            f"its update has norm {norm:.4g}, outside {limits.min_norm:g} to {limits.max_norm:g}",
+        )
+
+
+CONFIG_CODES = (
+    "link_outside",
+    "config_too_large",
+    "bad_config",
+    "not_lora",
+    "not_causal_lm",
+    "pattern_regex",
+    *(feature.code for feature in UNSUPPORTED.values()),
+)
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "config",
+        "adapter_config.json is a LoRA for a causal language model and nothing beyond it.",
+        CONFIG_CODES,
+        check_config,
+    ),
+    Check(
+        "base name",
+        "It was trained on the base model asked for.",
+        ("wrong_base",),
+        check_base_name,
+    ),
+    Check("licence", "Its licence is one of those allowed.", ("license_refused",), check_license),
+    Check(
+        "weights size",
+        "Its weights are a safetensors file of an allowed size.",
+        ("link_outside", "no_safetensors", "too_large"),
+        check_weights_size,
+    ),
+    Check(
+        "header",
+        "The file is laid out exactly as its header says, in a dtype that is read.",
+        ("truncated", "header_too_large", "bad_header", "dtype"),
+        check_header,
+    ),
+    Check(
+        "factors",
+        "It holds pairs of factors of the stated ranks and nothing else.",
+        ("no_tensors", "foreign_key", "pair_incomplete", "shape_mismatch", "rank_mismatch"),
+        check_pairs,
+    ),
+    Check("rank", "Its largest rank is allowed.", ("rank_too_large",), check_rank),
+    Check(
+        "modules",
+        "Every module is a linear one of the base model, with the same shape.",
+        ("no_such_module", "shape_mismatch", "unknown_base"),
+        check_modules,
+    ),
+    Check(
+        "duplicate", "No accepted adapter has the same weights.", ("duplicate",), check_duplicate
+    ),
+    Check("finite", "Its weights are finite numbers.", ("non_finite",), check_finite),
+    Check(
+        "norm",
+        "Its update is not zero, and not out of proportion.",
+        ("no_effect", "norm_out_of_range"),
+        check_norm,
+    ),
+)

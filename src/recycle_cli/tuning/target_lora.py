@@ -1,0 +1,123 @@
+"""The target LoRA: an ordinary LoRA trained from scratch on the task's own examples.
+
+It is PEFT's own wrapper, trained by the engine's loop; the result is what PEFT saves.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.training import Trained, TrainingPlan, train
+from recycle_cli.errors import InputError
+from recycle_cli.lora.folder import WEIGHTS_FILE
+from recycle_cli.progress import Progress
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """The shape of the LoRA to train.
+
+    The defaults are those of arXiv 2602.12323.
+
+    Args:
+        rank: inner dimension.
+        alpha: numerator of the scale.
+        dropout: probability of dropping an input of A.
+        use_rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
+        target_modules: module names to adapt, or all linear ones but the head when empty.
+        rank_pattern: other ranks for modules whose path ends in the key.
+        alpha_pattern: other alphas for modules whose path ends in the key.
+    """
+
+    rank: int = 64
+    alpha: float = 16
+    dropout: float = 0.1
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+
+PAPER_PLAN = TrainingPlan(steps=400, lr=3e-4)
+
+
+@contextlib.contextmanager
+def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]:
+    """The base model wrapped by PEFT with a fresh LoRA, unwrapped again at the end.
+
+    Yields:
+        The PeftModel; its LoRA starts as the zero update.
+
+    Raises:
+        InputError: no module has one of the target names.
+    """
+    check_target_modules(base, recipe.target_modules)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides, so any number does
+        lora_dropout=recipe.dropout,
+        use_rslora=recipe.use_rslora,
+        target_modules=list(recipe.target_modules) or "all-linear",
+        rank_pattern=dict(recipe.rank_pattern),
+        alpha_pattern=dict(recipe.alpha_pattern),
+        base_model_name_or_path=base.id,
+    )
+    peft_model = get_peft_model(base.model, config)
+    peft_model.peft_config["default"].base_model_name_or_path = base.id
+    peft_model.eval()
+    try:
+        yield peft_model
+    finally:
+        peft_model.unload()  # type: ignore[operator]
+        base.model.requires_grad_(False).eval()
+
+
+def check_target_modules(base: BaseModel, names: Sequence[str]) -> None:
+    """Checks that each name is the end of some linear module's path.
+
+    Raises:
+        InputError: one is not.
+    """
+    paths = base.shapes
+    for name in names:
+        if not any(path == name or path.endswith("." + name) for path in paths):
+            known = sorted({path.rpartition(".")[2] for path in paths})
+            raise InputError(
+                f"{base.id} has no linear module {name!r}", f"its modules: {', '.join(known)}"
+            )
+
+
+def train_target_lora(
+    base: BaseModel,
+    peft_model: Any,
+    examples: Sequence[Example],
+    valid: Sequence[Example],
+    plan: TrainingPlan,
+    progress: Progress,
+) -> Trained:
+    """Trains the LoRA of `target_lora`; it ends at the step with the lowest validation loss."""
+    parameters = [p for p in peft_model.parameters() if p.requires_grad]
+    return train(base, parameters, examples, valid, plan, progress, peft_model.train)
+
+
+def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the LoRA as PEFT does, with the factors in `dtype`."""
+    from safetensors.torch import load_file, save_file
+
+    with warnings.catch_warnings():
+        # PEFT warns that it cannot ask the Hub whether the vocabulary was changed; it was not.
+        warnings.simplefilter("ignore")
+        peft_model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / WEIGHTS_FILE
+    tensors = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -1,0 +1,1 @@
+"""One file per command: its steps in order. No printing, no SQL, no mathematics."""

@@ -1,0 +1,200 @@
+"""From what the user names to adapters: folders, ids in the index, documents from a pipe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.lora.base_names import same_base_model
+from recycle_cli.records import (
+    AdapterDocument,
+    AdapterRef,
+    Document,
+    EvaluationDocument,
+    MergeDocument,
+    SelectionDocument,
+    TaskRef,
+    TuneDocument,
+)
+from recycle_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from recycle_cli.lora.folder import Adapter
+    from recycle_cli.lora.update import ModelUpdate
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter that a command works on: what it is called, where it lies, its licence."""
+
+    ref: AdapterRef
+    license: str | None = None
+
+    def load(self, base_model: str) -> "ModelUpdate":
+        """Its update.
+
+        Raises:
+            InputError: it cannot be read, or says that it belongs to another base model.
+        """
+        adapter = self._read()
+        stated = adapter.config.base_model
+        if stated and _is_model_name(stated) and not same_base_model(stated, base_model):
+            raise InputError(
+                f"adapter {self.ref.id!r} belongs to {stated}, not to {base_model}",
+                f"leave it out, or use --base-model {stated}",
+            )
+        return adapter.update
+
+    def _read(self) -> "Adapter":
+        from recycle_cli.lora.config import AdapterProblem
+        from recycle_cli.lora.folder import read_adapter
+
+        try:
+            return read_adapter(Path(self.ref.path))
+        except AdapterProblem as problem:
+            message = f"adapter {self.ref.id!r} cannot be used: {problem.message}"
+            raise InputError(message, problem.hint) from problem
+
+
+def _is_model_name(name: str) -> bool:
+    """False for a path on the machine that the adapter was trained on, which says nothing here."""
+    return not name.startswith(("/", ".", "~", "\\")) and ":\\" not in name
+
+
+def resolve_names(names: Sequence[str], settings: Settings) -> list[Source]:
+    """The adapters that the user named.
+
+    Raises:
+        InputError: a name is neither an adapter folder nor in the index, or comes twice.
+    """
+    return _all_different([_resolve(name, settings) for name in names])
+
+
+def resolve_documents(documents: Sequence[Document], settings: Settings) -> list[Source]:
+    """The adapters that documents from a pipe name: those of selections, accepted ones of a crawl
+    or an index listing, and the results of merge and tune.
+
+    Raises:
+        InputError: there is none, an adapter's folder has gone, or one comes twice.
+    """
+    sources = [source for document in documents for source in _sources_in(document)]
+    if not sources:
+        raise InputError(
+            "the input names no adapters", "pipe in what select, crawl, merge or tune printed"
+        )
+    licenses = _licenses(sources, settings)
+    return _all_different(
+        [
+            Source(source.ref, source.license or licenses.get(source.ref.sha256))
+            for source in sources
+        ]
+    )
+
+
+def task_of_documents(documents: Sequence[Document]) -> TaskRef | None:
+    """The task that documents from a pipe are about, when they agree on one."""
+    tasks = [
+        document.task
+        for document in documents
+        if isinstance(document, SelectionDocument | TuneDocument | EvaluationDocument)
+    ]
+    return tasks[0] if tasks and len({task.path for task in tasks if task}) == 1 else None
+
+
+def base_of_documents(documents: Sequence[Document]) -> str | None:
+    """The base model that documents from a pipe are about, when they agree on one."""
+    names = {getattr(document, "base_model", None) for document in documents} - {None}
+    return names.pop() if len(names) == 1 else None
+
+
+def _resolve(name: str, settings: Settings) -> Source:
+    from recycle_cli.store.catalog import Catalog
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder_source(name, path)
+    with Catalog(settings.catalog_file) as catalog:
+        return _catalog_source(catalog.get(name))
+
+
+def _folder_source(name: str, path: Path) -> Source:
+    from recycle_cli.lora.folder import WEIGHTS_FILE, weights_sha256
+    from recycle_cli.store.folder import FoundFolder, read_card
+
+    try:
+        sha256 = weights_sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"{name} is no adapter folder: it has no readable {WEIGHTS_FILE}",
+            "name a folder that recycle or PEFT wrote",
+        ) from error
+    card, _ = read_card(FoundFolder(id=path.name, folder=path.absolute(), root=path.absolute()))
+    ref = AdapterRef(id=path.absolute().name, sha256=sha256, path=str(path.absolute()))
+    return Source(ref, card.license)
+
+
+def _catalog_source(row: AdapterDocument) -> Source:
+    if row.status != "accepted" or row.path is None or row.sha256 is None:
+        raise InputError(
+            f"adapter {row.id!r} is in the index as {row.status}: {row.reason} ({row.detail})",
+            "name an accepted one: recycle index list",
+        )
+    ref = AdapterRef(id=row.id, revision=row.revision, sha256=row.sha256, path=row.path)
+    return Source(ref, row.license)
+
+
+def _sources_in(document: Document) -> list[Source]:
+    if isinstance(document, SelectionDocument):
+        refs: list[AdapterRef] = list(document.adapters)
+    elif isinstance(document, AdapterDocument):
+        return [_catalog_source(document)] if document.status == "accepted" else []
+    elif isinstance(document, MergeDocument | TuneDocument):
+        name = Path(document.path).name
+        refs = [AdapterRef(id=name, sha256=document.sha256, path=document.path)]
+    elif isinstance(document, EvaluationDocument):
+        refs = [document.adapter] if isinstance(document.adapter, AdapterRef) else []
+    else:
+        refs = []
+    for ref in refs:
+        if not Path(ref.path).is_dir():
+            raise InputError(
+                f"adapter {ref.id!r} is no longer at {ref.path}", "run the first command again"
+            )
+    return [Source(_plain(ref)) for ref in refs]
+
+
+def _plain(ref: AdapterRef) -> AdapterRef:
+    return AdapterRef(id=ref.id, revision=ref.revision, sha256=ref.sha256, path=ref.path)
+
+
+def _licenses(sources: Sequence[Source], settings: Settings) -> dict[str, str | None]:
+    """What the index knows of the licences of adapters that came without one."""
+    from recycle_cli.store.catalog import Catalog
+
+    with Catalog(settings.catalog_file) as catalog:
+        rows = [catalog.find(f"sha256:{source.ref.sha256}") for source in sources]
+    return {row.sha256: row.license for row in rows if row is not None and row.sha256}
+
+
+def _all_different(sources: list[Source]) -> list[Source]:
+    seen: dict[str, str] = {}
+    for source in sources:
+        if source.ref.sha256 in seen:
+            raise InputError(
+                f"adapters {seen[source.ref.sha256]!r} and {source.ref.id!r} are the same file",
+                "name each adapter once",
+            )
+        seen[source.ref.sha256] = source.ref.id
+    return sources
+
+
+def load_updates(sources: Sequence[Source], base_model: str) -> "list[ModelUpdate]":
+    """The updates of several adapters.
+
+    Raises:
+        InputError: one of them cannot be used with this base model.
+    """
+    if not sources:
+        raise RecycleError("there are no adapters", "name some, or pipe in a selection")
+    return [source.load(base_model) for source in sources]

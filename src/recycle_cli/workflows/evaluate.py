@@ -1,0 +1,237 @@
+"""`recycle eval`: score the base model and adapters on tasks, with paired tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recycle_cli.errors import GateNotMet, InputError
+from recycle_cli.evaluation.metrics import find_metric
+from recycle_cli.evaluation.statistics import few_rows_warning, paired_test, proportion
+from recycle_cli.evaluation.tasks import Row, Task, overlap
+from recycle_cli.progress import Progress, Silent
+from recycle_cli.records import EvaluatedTask, EvaluationDocument
+from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.answers import Answers, answer_rows
+from recycle_cli.workflows.provenance import Clock
+
+if TYPE_CHECKING:
+    from recycle_cli.engine.base_model import BaseModel
+    from recycle_cli.lora.update import ModelUpdate
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What to evaluate.
+
+    Args:
+        tasks: the tasks; their test part is scored.
+        base_model: the canonical name of the base model.
+        metric: a metric, or None for each task's own.
+        baseline: what everything is compared with: `base`, or the id of one of the adapters.
+        rows: score this many test rows at most, the first ones, or all with None.
+        max_new_tokens: the longest answer that `exact_match` lets the model write.
+        allow_overlap: go on where test rows also stand in the training part.
+        seed: kept in the document; nothing here is drawn.
+    """
+
+    tasks: tuple[Task, ...]
+    base_model: str
+    metric: str | None = None
+    baseline: str = BASE
+    rows: int | None = None
+    max_new_tokens: int = 30
+    allow_overlap: bool = False
+    seed: int = 0
+
+    def command(self, sources: Sequence[Source]) -> list[str]:
+        """The command line that asks for the same."""
+        words = ["recycle", "eval", *(source.ref.path for source in sources)]
+        for task in self.tasks:
+            words += ["--task", str(task.path)]
+        words += ["--base-model", self.base_model]
+        words += ["--baseline", self.baseline] if self.baseline != BASE else []
+        words += ["--metric", self.metric] if self.metric else []
+        words += ["--rows", str(self.rows)] if self.rows else []
+        words += ["--allow-overlap"] if self.allow_overlap else []
+        if self.max_new_tokens != EvalRequest.max_new_tokens:
+            words += ["--max-new-tokens", str(self.max_new_tokens)]
+        return words
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row's outcome for one adapter."""
+
+    adapter: str
+    task: str
+    row: int
+    input: str
+    output: str
+    prediction: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The documents of an evaluation, and the outcome of every row."""
+
+    documents: list[EvaluationDocument]
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    source: Source | None
+    answers: Answers
+
+    @property
+    def name(self) -> str:
+        return self.source.ref.id if self.source else BASE
+
+
+def evaluate(
+    request: EvalRequest, sources: Sequence[Source], base: "BaseModel", progress: Progress
+) -> Evaluated:
+    """Scores the base model and every adapter on every task, on the same rows.
+
+    Raises:
+        InputError: a task has no test part or leaks it, a metric does not fit, or the baseline is
+            none of the adapters.
+    """
+    if request.baseline not in {BASE, *(source.ref.id for source in sources)}:
+        raise InputError(
+            f"the baseline {request.baseline!r} is not among the adapters",
+            f"use base, or one of: {', '.join(source.ref.id for source in sources) or 'none'}",
+        )
+    prepared = [(task, *_prepare(request, task)) for task in request.tasks]
+    updates = [None, *(source.load(request.base_model) for source in sources)]
+    documents, samples = [], []
+    for task, rows, metric in prepared:
+        clock = Clock()
+        progress.stage(f"scoring {len(updates)} models on {task.name}", len(updates))
+        scored = []
+        for source, update in zip([None, *sources], updates, strict=True):
+            answers = _answer(request, base, update, rows, metric)
+            scored.append(_Scored(source, answers))
+            share = sum(answers.correct) / len(rows)
+            progress.advance(f"{scored[-1].name} {share:.3f}")
+        documents += [_document(request, sources, task, metric, scored, s, clock) for s in scored]
+        samples += [sample for s in scored for sample in _samples(s, task, rows)]
+    return Evaluated(documents, samples)
+
+
+def check_gates(documents: Sequence[EvaluationDocument], fail_under: Sequence[str]) -> None:
+    """Checks conditions of the form METRIC=VALUE on every adapter (the base is not asked).
+
+    Raises:
+        InputError: a condition is not of that form, or names a metric that was not computed.
+        GateNotMet: an adapter is below the value.
+    """
+    conditions = [_parse_condition(text) for text in fail_under]
+    for metric, floor in conditions:
+        for document in documents:
+            if document.adapter == BASE:
+                continue
+            if metric not in document.metrics:
+                known = ", ".join(document.metrics)
+                raise InputError(f"--fail-under names {metric!r}", f"computed here: {known}")
+            if document.metrics[metric] < floor:
+                raise GateNotMet(
+                    f"{document.adapter.id} has {metric} {document.metrics[metric]:.4f} on "
+                    f"{document.task.name}, below {floor:g}",
+                    "the gate --fail-under is not met",
+                )
+
+
+def parse_gates(fail_under: Sequence[str]) -> None:
+    """Checks the form of the conditions before any work is done.
+
+    Raises:
+        InputError: one is not METRIC=VALUE with a known metric.
+    """
+    for text in fail_under:
+        _parse_condition(text)
+
+
+def _parse_condition(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    find_metric(name)
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise InputError(f"--fail-under is {text!r}", "write it as in acc=0.8") from error
+
+
+def _prepare(request: EvalRequest, task: Task) -> tuple[tuple[Row, ...], str]:
+    """The rows to score and the metric to score them by."""
+    if not task.test:
+        raise InputError(
+            f"task {task.name} has no test rows", "give a folder with a test.jsonl, or a task.yaml"
+        )
+    metric = request.metric or task.metric
+    if find_metric(metric).needs_choices and not all(row.choices for row in task.test):
+        raise InputError(
+            f"--metric {metric} needs choices in every row of {task.name}",
+            "use --metric exact_match",
+        )
+    leaked = overlap(task.train, task.test)
+    if leaked.count and not request.allow_overlap:
+        raise InputError(
+            f"{leaked.count} test rows of {task.name} also stand in its training rows, such as "
+            f"{leaked.examples[0]!r}",
+            "remove them from train.jsonl, or accept it: --allow-overlap",
+        )
+    return task.test[: request.rows], metric
+
+
+def _answer(
+    request: EvalRequest,
+    base: "BaseModel",
+    update: "ModelUpdate | None",
+    rows: Sequence[Row],
+    metric: str,
+) -> Answers:
+    return answer_rows(base, update, rows, metric, Silent(), request.max_new_tokens)
+
+
+def _document(
+    request: EvalRequest,
+    sources: Sequence[Source],
+    task: Task,
+    metric: str,
+    scored: Sequence[_Scored],
+    one: _Scored,
+    clock: Clock,
+) -> EvaluationDocument:
+    estimate = proportion(one.answers.correct)
+    baseline = next(other for other in scored if other.name == request.baseline)
+    few = few_rows_warning(estimate.rows)
+    return EvaluationDocument(
+        adapter=one.source.ref if one.source else BASE,
+        base_model=request.base_model,
+        task=EvaluatedTask(
+            name=task.name,
+            sha256=task.sha256,
+            path=str(task.path),
+            rows=estimate.rows,
+            split="test",
+        ),
+        metrics={metric: estimate.value},
+        stderr={metric: estimate.stderr},
+        interval={metric: estimate.interval},
+        paired=None
+        if one is baseline
+        else paired_test(one.answers.correct, baseline.answers.correct, baseline.name, metric),
+        warnings=[few] if few else [],
+        **clock.fields(request.seed, request.command(sources)),
+    )
+
+
+def _samples(scored: _Scored, task: Task, rows: Sequence[Row]) -> list[Sample]:
+    answers = zip(rows, scored.answers.predictions, scored.answers.correct, strict=True)
+    return [
+        Sample(scored.name, task.name, number, row.input, row.output, prediction, correct)
+        for number, (row, prediction, correct) in enumerate(answers)
+    ]

@@ -1,0 +1,62 @@
+"""Result folders: whole or not there at all, and never over something that is."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from recycle_cli.errors import InputError, RecycleError
+
+
+def check_output(out: Path, force: bool) -> None:
+    """Checks, before any work is done, that a result may go to `out`.
+
+    Raises:
+        InputError: something is there and `force` is not given, or its parent is no folder.
+    """
+    if out.exists() and not force:
+        raise InputError(f"{out} exists", "name another folder with --out, or replace it: --force")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file", "name a folder with --out")
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest} cannot be written to", "name another folder with --out")
+
+
+@contextlib.contextmanager
+def writing(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write a result into, which becomes `out` when the block ends well.
+
+    It lies beside `out`, so that the last step is one rename; if the block fails, it is removed
+    and `out` is as it was.
+
+    Raises:
+        InputError: as `check_output`.
+        RecycleError: the disk refused.
+    """
+    check_output(out, force)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise RecycleError(f"{out} cannot be written: {error}", "choose another --out") from error
+    try:
+        yield beside
+        beside.chmod(0o755)
+        _replace(beside, out)
+    except OSError as error:
+        raise RecycleError(f"{out} cannot be written: {error}", "free some space") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace(beside: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(beside, out)
+        return
+    old = beside.with_name(beside.name + ".old")
+    os.rename(out, old)
+    os.rename(beside, out)
+    shutil.rmtree(old, ignore_errors=True)
