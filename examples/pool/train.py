@@ -95,6 +95,8 @@ def main() -> None:
         if wanted and not (options.out / recipe.name).exists():
             print(recipe.name, flush=True)
             subprocess.run(command(recipe, options.out), check=True)
+            # What a stranger uploads is a PEFT folder with a card, not recycle's own record.
+            (options.out / recipe.name / "recycle.json").unlink()
 
 
 if __name__ == "__main__":

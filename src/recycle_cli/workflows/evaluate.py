@@ -12,7 +12,7 @@ from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import EvaluatedTask, EvaluationDocument
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.answers import Answers, answer_rows
-from recycle_cli.workflows.provenance import Clock
+from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
@@ -47,9 +47,9 @@ class EvalRequest:
 
     def command(self, sources: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "eval", *(source.ref.path for source in sources)]
+        words = ["recycle", "eval", *(shown(source.ref.path) for source in sources)]
         for task in self.tasks:
-            words += ["--task", str(task.path)]
+            words += ["--task", shown(task.path)]
         words += ["--base-model", self.base_model]
         words += ["--baseline", self.baseline] if self.baseline != BASE else []
         words += ["--metric", self.metric] if self.metric else []

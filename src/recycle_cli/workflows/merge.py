@@ -18,7 +18,7 @@ from recycle_cli.workflows.model_card import (
     render_card,
 )
 from recycle_cli.workflows.output_folder import check_output, writing
-from recycle_cli.workflows.provenance import Clock
+from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
     from recycle_cli.lora.truncation import Truncated
@@ -50,11 +50,11 @@ class MergeRequest:
 
     def command(self, sources: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "merge", *(source.ref.path for source in sources)]
+        words = ["recycle", "merge", *(shown(source.ref.path) for source in sources)]
         words += ["--base-model", self.base_model, "--method", self.method, "--rank", self.rank]
         if self.weights is not None:
             words += ["--weights=" + ",".join(f"{weight:g}" for weight in self.weights)]
-        return [*words, "--out", str(self.out)]
+        return [*words, "--out", shown(self.out)]
 
 
 def merge(request: MergeRequest, sources: Sequence[Source], progress: Progress) -> MergeDocument:

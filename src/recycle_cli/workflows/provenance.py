@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import TypedDict
 
 from recycle_cli import __version__
@@ -42,6 +43,12 @@ class Clock:
             "elapsed_s": self.elapsed_s,
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+
+def shown(path: Path | str) -> str:
+    """A path as the user would write it here: relative where it lies below this folder."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from recycle_cli.selection.shuffle import random_score
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.answers import Answers, answer_rows
-from recycle_cli.workflows.provenance import Clock
+from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
@@ -55,7 +55,7 @@ class SelectRequest:
         """The command line that asks for the same."""
         words = ["recycle", "select", "--base-model", self.base_model, "--method", self.method]
         words += ["-k", str(self.k), "--seed", str(self.seed)]
-        words += ["--task", str(self.task.path)] if self.task else []
+        words += ["--task", shown(self.task.path)] if self.task else []
         words += ["--rows", str(self.rows)] if self.rows else []
         words += ["--score-on", self.score_on] if self.score_on != "train" else []
         return words

@@ -19,7 +19,7 @@ from recycle_cli.workflows.model_card import (
     render_card,
 )
 from recycle_cli.workflows.output_folder import check_output, writing
-from recycle_cli.workflows.provenance import Clock
+from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,9 +91,9 @@ class TuneRequest:
 
     def command(self, sources: Sequence[Source], target: Source | None) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "tune", *(source.ref.path for source in sources)]
-        words += ["--target", target.ref.path] if target else []
-        words += ["--task", str(self.task.path), "--base-model", self.base_model]
+        words = ["recycle", "tune", *(shown(source.ref.path) for source in sources)]
+        words += ["--target", shown(target.ref.path)] if target else []
+        words += ["--task", shown(self.task.path), "--base-model", self.base_model]
         words += ["--method", self.method, "--seed", str(self.seed)]
         optional: dict[str, object] = {
             "--rows": self.rows,
@@ -119,7 +119,7 @@ class TuneRequest:
         for key, alpha in self.lora.alpha_pattern.items():
             words += ["--alpha-pattern", f"{key}={alpha:g}"]
         words += ["--save-dtype", self.save_dtype] * (self.save_dtype != "float32")
-        return [*words, "--out", str(self.out)]
+        return [*words, "--out", shown(self.out)]
 
 
 @dataclass(frozen=True)
