@@ -442,5 +442,3 @@ def document_class(schema: str, where: str) -> type[Document]:
             "use the version of recycle that wrote it",
         )
     return known
-
-

@@ -1,4 +1,5 @@
 """`recycle demo`."""
+
 import typer
 
 

@@ -102,7 +102,7 @@ def _check_samples(path: Path, force: bool) -> None:
     from recycle_cli.errors import InputError
 
     if path.exists() and not force:
-        raise InputError(f"{path} exists", "name another file with --samples, or replace it: --force")
+        raise InputError(f"{path} exists", "name another file, or replace it: --force")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.absolute().parent} does not exist", "make the folder first")
 

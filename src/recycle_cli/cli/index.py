@@ -54,8 +54,12 @@ def list_(
         str | None, typer.Option("--base-model", metavar="NAME", help="Of this base model only.")
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", help="With this licence.")] = None,
-    min_rank: Annotated[int | None, typer.Option("--min-rank", min=1, help="Of this rank on.")] = None,
-    max_rank: Annotated[int | None, typer.Option("--max-rank", min=1, help="Up to this rank.")] = None,
+    min_rank: Annotated[
+        int | None, typer.Option("--min-rank", min=1, help="Of this rank on.")
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", min=1, help="Up to this rank.")
+    ] = None,
     target_module: Annotated[
         str | None, typer.Option("--target-module", help="That adapt this module, as in q_proj.")
     ] = None,
@@ -68,7 +72,9 @@ def list_(
     sort: Annotated[
         str, typer.Option("--sort", help="A column, as in norm; falling with a minus, as in -norm.")
     ] = "id",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first ones only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="The first ones only.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the adapters in the index."""

@@ -111,7 +111,7 @@ def read_inputs(adapters: Sequence[str] | None) -> Inputs:
     if STDIN not in names:
         return Inputs(names, ())
     if names != (STDIN,):
-        raise InputError("- stands beside other adapters", "name adapters, or pipe them in: not both")
+        raise InputError("- stands beside other adapters", "name them or pipe them, not both")
     import sys
 
     from recycle_cli.records import read_documents

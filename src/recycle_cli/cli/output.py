@@ -40,9 +40,7 @@ class Output:
         """A line for people on stdout."""
         print(text)
 
-    def table(
-        self, title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]
-    ) -> None:
+    def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table for people on stdout. Columns whose cells are all numbers align right."""
         from rich import box
         from rich.table import Table

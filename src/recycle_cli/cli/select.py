@@ -78,6 +78,6 @@ def select(
         [(a.id, a.sha256[:8], a.score, a.log_likelihood) for a in document.adapters],
     )
     if document.tied_at_cut:
-        output.text(f"{document.tied_at_cut} adapters left out have the score of the last one taken")
+        output.text(f"{document.tied_at_cut} adapters left out score the same as the last taken")
     for left in document.left_out:
         output.text(f"left out: {left.id}: {left.reason}")

@@ -55,7 +55,7 @@ def tune(
         int | None, typer.Option("--steps", min=1, help="Default: 100 to mix, 400 for a LoRA.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option("--lr", help="Peak rate. Default: 0.05 to mix, 0.0003 for a LoRA.")
+        float | None, typer.Option("--lr", help="Peak rate: 0.05 to mix, 0.0003 for a LoRA.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step.")] = 8,
     eval_every: Annotated[
@@ -67,7 +67,7 @@ def tune(
         float | None, typer.Option("--dropout", min=0, max=0.99, help="LoRA dropout: 0.1.")
     ] = None,
     rslora: Annotated[
-        bool, typer.Option("--rslora", help="LoRA scale alpha / sqrt(rank) instead of alpha / rank.")
+        bool, typer.Option("--rslora", help="LoRA scale alpha / sqrt(rank), not alpha / rank.")
     ] = False,
     target_module: Annotated[
         list[str] | None,

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -68,7 +67,7 @@ def _convert(source: Path, folder: Path) -> None:
         # transformers draws its own progress bar here, whatever its settings say.
         with contextlib.redirect_stderr(io.StringIO()):
             _save_dequantised(source, beside)
-        os.replace(beside, folder)
+        beside.replace(folder)
     except OSError:
         # Another process may have renamed its own copy there first, which is as good.
         if not folder.is_dir():

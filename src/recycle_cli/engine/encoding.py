@@ -116,7 +116,7 @@ def end_of_answer(base: BaseModel) -> int:
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with; every row keeps at least its last token."""
     shortest = min(map(len, rows))
-    first, last = min(rows), max(rows)
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
     same = 0
     while same < shortest - 1 and first[same] == last[same]:
         same += 1

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recycle_cli.errors import InputError
@@ -132,7 +133,7 @@ def _in_memory(records: list[dict[str, Any]]) -> Any:
     """What lm-eval calls for its data: no file, so nothing is left in the cache of `datasets`."""
 
     def load(**_: Any) -> dict[str, Any]:
-        from datasets import Dataset  # type: ignore[import-untyped]
+        from datasets import Dataset
 
         return {SPLIT: Dataset.from_list(records)}
 
@@ -156,9 +157,9 @@ def run_lm_eval(
     """
     # Imported before the streams are redirected: logging handlers keep the stream they find.
     import datasets  # noqa: F401
-    from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     with _without_chatter():
         lm = HFLM(
@@ -216,6 +217,6 @@ def _without_chatter() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if not sys.stderr.isatty():
-            sink = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            sink = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(sink))
         yield

@@ -181,9 +181,7 @@ def _flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def _pattern(
-    value: Any, name: str, check: Callable[[Any, str], Number]
-) -> dict[str, Number]:
+def _pattern(value: Any, name: str, check: Callable[[Any, str], Number]) -> dict[str, Number]:
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -174,4 +174,3 @@ def weights_sha256(folder: Path) -> str:
         while chunk := file.read(HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """dW = scale * B @ A, what a LoRA adds to one weight W of shape (out, in).
+    """The update dW = scale * B @ A, what a LoRA adds to one weight W of shape (out, in).
 
     Args:
         A: (rank, in), float32 or float64.
@@ -32,7 +32,7 @@ class LowRankUpdate:
         return self.B.shape[0], self.A.shape[1]
 
     def dense(self) -> Tensor:
-        """dW itself, (out, in). For tests and small modules: it costs out * in numbers."""
+        """The update dW itself, (out, in). It costs out * in numbers."""
         return self.scale * (self.B @ self.A)
 
     def to(self, dtype: torch.dtype) -> "LowRankUpdate":

@@ -50,7 +50,9 @@ METHODS: Mapping[str, MergeMethod] = {
             "linear:average",
             weights_may_sum_to_zero=False,
         ),
-        MergeMethod("linear", "the weighted sum of the updates", "arXiv 2212.04089", "linear:linear"),
+        MergeMethod(
+            "linear", "the weighted sum of the updates", "arXiv 2212.04089", "linear:linear"
+        ),
     )
 }
 

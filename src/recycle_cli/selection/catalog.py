@@ -27,7 +27,10 @@ METHODS: Mapping[str, SelectionMethod] = {
     method.name: method
     for method in (
         SelectionMethod(
-            "random", "a seeded shuffle: what the others are compared with", "arXiv 2602.12323", False
+            "random",
+            "a seeded shuffle: what the others are compared with",
+            "arXiv 2602.12323",
+            False,
         ),
         SelectionMethod(
             "evaluation",

@@ -272,7 +272,7 @@ def _refresh(folder: Path, entry: CacheEntry) -> None:
     os.close(descriptor)
     try:
         _write_durably(Path(name), _config_text(entry))
-        os.replace(name, folder / CONFIG_FILE)
+        Path(name).replace(folder / CONFIG_FILE)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -64,7 +64,7 @@ def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides, so any number does
+        lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         use_rslora=recipe.use_rslora,
         target_modules=list(recipe.target_modules) or "all-linear",
@@ -72,13 +72,16 @@ def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]
         alpha_pattern=dict(recipe.alpha_pattern),
         base_model_name_or_path=base.id,
     )
-    peft_model = get_peft_model(base.model, config)
+    with warnings.catch_warnings():
+        # PEFT warns that the model came from a folder; the next line sets that right.
+        warnings.simplefilter("ignore")
+        peft_model = get_peft_model(base.model, config)
     peft_model.peft_config["default"].base_model_name_or_path = base.id
     peft_model.eval()
     try:
         yield peft_model
     finally:
-        peft_model.unload()  # type: ignore[operator]
+        peft_model.unload()
         base.model.requires_grad_(False).eval()
 
 

@@ -40,7 +40,12 @@ def answer_rows(
     """Runs rows through the base model with an adapter on it (or, with None, without).
 
     Args:
+        base: the model.
+        update: the adapter.
+        rows: at least one.
         metric: `acc` (the likeliest choice per character) or `exact_match` (greedy text).
+        progress: told of every batch.
+        max_new_tokens: the longest answer, for `exact_match`.
         likelihoods: also score the right answers of `exact_match` rows, which costs a pass more.
     """
     from recycle_cli.engine.adapted import with_adapter
@@ -56,7 +61,8 @@ def answer_rows(
         if not likelihoods:
             return Answers(correct, texts, None)
         scores = candidate_log_likelihoods(base, encode_questions(base, rows), progress)
-        return Answers(correct, texts, [_of_answer(row, s) for row, s in zip(rows, scores)])
+        likely = [_of_answer(row, s) for row, s in zip(rows, scores, strict=True)]
+        return Answers(correct, texts, likely)
 
 
 def _chosen(rows: "Sequence[Row]", scores: list[list[float]]) -> Answers:

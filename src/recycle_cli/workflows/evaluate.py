@@ -132,7 +132,7 @@ def check_gates(documents: Sequence[EvaluationDocument], fail_under: Sequence[st
     conditions = [_parse_condition(text) for text in fail_under]
     for metric, floor in conditions:
         for document in documents:
-            if document.adapter == BASE:
+            if isinstance(document.adapter, str):
                 continue
             if metric not in document.metrics:
                 known = ", ".join(document.metrics)
@@ -209,7 +209,7 @@ def _document(
     baseline = next(other for other in scored if other.name == request.baseline)
     few = few_rows_warning(estimate.rows)
     return EvaluationDocument(
-        adapter=one.source.ref if one.source else BASE,
+        adapter=one.source.ref if one.source else "base",
         base_model=request.base_model,
         task=EvaluatedTask(
             name=task.name,

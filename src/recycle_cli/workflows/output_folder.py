@@ -54,9 +54,9 @@ def writing(out: Path, force: bool) -> Iterator[Path]:
 
 def _replace(beside: Path, out: Path) -> None:
     if not out.exists():
-        os.rename(beside, out)
+        beside.rename(out)
         return
     old = beside.with_name(beside.name + ".old")
-    os.rename(out, old)
-    os.rename(beside, out)
+    out.rename(old)
+    beside.rename(out)
     shutil.rmtree(old, ignore_errors=True)

@@ -47,8 +47,8 @@ class Clock:
 
 def shown(path: Path | str) -> str:
     """A path as the user would write it here: relative where it lies below this folder."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 
 def versions() -> dict[str, str]:

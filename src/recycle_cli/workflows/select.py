@@ -86,8 +86,7 @@ def pool_of(base_model: str, settings: Settings) -> list[Source]:
     if not pool:
         raise RecycleError(
             f"the index holds no adapter of {base_model}",
-            "crawl a folder of adapters first: recycle crawl FOLDER --base-model "
-            f"{base_model}",
+            f"crawl a folder of adapters first: recycle crawl FOLDER --base-model {base_model}",
         )
     return pool
 
@@ -131,7 +130,7 @@ def select(
 def _evaluate_pool(
     request: SelectRequest, task: Task, pool: Sequence[Source], base: "BaseModel", report: Progress
 ) -> _Outcome:
-    """One pass over the rows for each adapter; one that does not fit is left out, with the reason."""
+    """One pass over the rows for each adapter; one that does not fit is left out, and why."""
     rows = _rows_to_score(request, task)
     report.stage(f"scoring {len(pool)} adapters on {len(rows)} rows", len(pool))
     scores, left_out = [], []
@@ -189,4 +188,3 @@ def _document(
         cost=SelectionCost(passes=outcome.passes, elapsed_s=clock.elapsed_s),
         **clock.fields(request.seed, request.command()),
     )
-

@@ -190,9 +190,7 @@ def tune(
         return _describe(job, base, outcome, clock)
 
 
-def check_request(
-    request: TuneRequest, sources: Sequence[Source], target: Source | None
-) -> None:
+def check_request(request: TuneRequest, sources: Sequence[Source], target: Source | None) -> None:
     """Checks, before anything is loaded, that the request makes sense.
 
     Raises:
@@ -302,7 +300,7 @@ def _coefficients(mixture: "Mixture", job: _Job) -> list[MixedAdapter]:
 
 
 def _plan(request: TuneRequest, default: "TrainingPlan") -> "TrainingPlan":
-    given = {"steps": request.steps, "lr": request.lr}
+    given: dict[str, Any] = {"steps": request.steps, "lr": request.lr}
     return replace(
         default,
         batch_size=request.batch_size,
@@ -383,8 +381,11 @@ def _warnings(outcome: _Outcome) -> list[str]:
 
 def _card(request: TuneRequest, document: TuneDocument) -> Card:
     method, task = find_tuning_method(document.method), document.task
-    control = {"none": "", "experts": " Control: the pool's adapters were replaced by noise.",
-               "all": " Control: all adapters were replaced by noise."}[request.reinit]
+    control = {
+        "none": "",
+        "experts": " Control: the pool's adapters were replaced by noise.",
+        "all": " Control: all adapters were replaced by noise.",
+    }[request.reinit]
     licenses = [adapter.license for adapter in document.adapters]
     return Card(
         title=Path(document.path).name,
