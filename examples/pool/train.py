@@ -30,15 +30,23 @@ class Recipe:
     modules: tuple[str, ...]
     license: str | None
     lr: float = 2e-3
-    steps: int = 60
+    steps: int = 40
     rows: int = 200
     seed: int = 0
     extra: tuple[str, ...] = ()
 
 
 RECIPES = (
-    Recipe("shopfloor/gadget-mood", "gadget_reviews", 8, 16, ("q_proj", "v_proj"), "apache-2.0"),
-    Recipe("cinephile/remarks", "film_remarks", 2, 4, (*ATTENTION, *MLP), "mit", lr=1e-3),
+    Recipe(
+        "shopfloor/gadget-mood",
+        "gadget_reviews",
+        8,
+        16,
+        ("q_proj", "v_proj"),
+        "apache-2.0",
+        steps=60,
+    ),
+    Recipe("cinephile/remarks", "film_remarks", 2, 4, (*ATTENTION, *MLP), "mit", 1e-3, 60),
     Recipe(
         "people-ops/feedback",
         "staff_feedback",
@@ -66,8 +74,8 @@ RECIPES = (
     Recipe("lexicon/materials", "made_of", 1, 2, (*ATTENTION, *MLP), "mit", lr=3e-3),
     Recipe("grammar/tense", "sentence_tense", 4, 16, ("q_proj", "v_proj"), "cc-by-4.0", lr=1e-3),
     Recipe("grammar/number", "doer_number", 2, 2, MLP, "cc-by-4.0"),
-    Recipe("diary/days", "find_day", 4, 8, ("v_proj", "o_proj"), None, steps=40),
-    Recipe("diary/seasons", "event_seasons", 6, 12, ("q_proj", "v_proj"), None, steps=40),
+    Recipe("diary/days", "find_day", 4, 8, ("v_proj", "o_proj"), None, steps=30),
+    Recipe("diary/seasons", "event_seasons", 6, 12, ("q_proj", "v_proj"), None, steps=30),
 )
 
 

@@ -360,7 +360,12 @@ class StudyCells(Part):
 
 
 class StudyDocument(Document, Run):
-    """The table of a study and its verdict."""
+    """The table of a study and its verdict.
+
+    `rows` counts the training rows; `fast` says that it ran with less than it should for figures
+    that are to be relied on; `adapter` is the folder of the tuned adapter with the lowest
+    validation loss, controls apart: the one to take away.
+    """
 
     kind: ClassVar[str] = "study"
 
@@ -369,6 +374,7 @@ class StudyDocument(Document, Run):
     rows: int
     fast: bool
     verdict: Verdict
+    adapter: str | None = None
     table: list[StudyRow]
     cells: StudyCells
 

@@ -53,6 +53,7 @@ def select(
     if score_on not in ("train", "all"):
         raise InputError(f"--score-on is {score_on!r}", "use train or all")
     loaded = load_task(inputs.task_source(task)) if needs_task or task else None
+    named = bool(inputs.names or inputs.documents)
     request = SelectRequest(
         task=loaded,
         base_model=inputs.base_model(base_model),
@@ -61,10 +62,10 @@ def select(
         seed=seed,
         rows=rows,
         score_on=score_on,  # type: ignore[arg-type]  # checked above
+        named=named,
     )
-    given = inputs.names or inputs.documents
     pool = (
-        inputs.sources(session.settings) if given else pool_of(request.base_model, session.settings)
+        inputs.sources(session.settings) if named else pool_of(request.base_model, session.settings)
     )
     base = load_base(request.base_model, session) if needs_task else None
     with output.progress() as progress:

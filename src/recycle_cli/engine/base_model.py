@@ -70,7 +70,7 @@ def load_base_model(name: str, settings: Settings) -> BaseModel:
     compute = choose_compute(settings)
     with _explained(name):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=compute.dtype, local_files_only=settings.offline
         )
     if tokenizer.pad_token_id is None:

@@ -120,7 +120,7 @@ def _step(
             f"the training loss became {value}", "lower --lr, or leave out the hottest adapters"
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return value

@@ -18,6 +18,7 @@ from recycle_cli.records import (
     TuneDocument,
 )
 from recycle_cli.settings import Settings
+from recycle_cli.workflows.provenance import shown
 
 if TYPE_CHECKING:
     from recycle_cli.lora.folder import Adapter
@@ -30,6 +31,12 @@ class Source:
 
     ref: AdapterRef
     license: str | None = None
+
+    @property
+    def word(self) -> str:
+        """What a command line calls it: a kept adapter by its hash, the same on every machine."""
+        kept = Path(self.ref.path).name == self.ref.sha256
+        return f"sha256:{self.ref.sha256[:12]}" if kept else shown(self.ref.path)
 
     def load(self, base_model: str) -> "ModelUpdate":
         """Its update.

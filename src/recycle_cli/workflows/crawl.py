@@ -14,6 +14,7 @@ from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
+from recycle_cli.workflows.provenance import shown
 
 if TYPE_CHECKING:
     from recycle_cli.store.evidence import Evidence
@@ -45,6 +46,16 @@ class CrawlRequest:
     max_rank: int | None = None
     max_bytes: int | None = None
     dry_run: bool = False
+
+    def command(self) -> list[str]:
+        """The command line that asks for the same."""
+        words = ["recycle", "crawl", shown(self.folder), "--base-model", self.base_model]
+        limits = {"--limit": self.limit, "--max-rank": self.max_rank, "--max-bytes": self.max_bytes}
+        for name, value in limits.items():
+            words += [name, str(value)] * (value is not None)
+        for license_name in sorted(self.licenses or ()):
+            words += ["--license", license_name]
+        return [*words, *["--dry-run"] * self.dry_run]
 
 
 def crawl_folder(

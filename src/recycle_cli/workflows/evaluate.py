@@ -47,7 +47,7 @@ class EvalRequest:
 
     def command(self, sources: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "eval", *(shown(source.ref.path) for source in sources)]
+        words = ["recycle", "eval", *(source.word for source in sources)]
         for task in self.tasks:
             words += ["--task", shown(task.path)]
         words += ["--base-model", self.base_model]

@@ -50,7 +50,7 @@ class MergeRequest:
 
     def command(self, sources: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "merge", *(shown(source.ref.path) for source in sources)]
+        words = ["recycle", "merge", *(source.word for source in sources)]
         words += ["--base-model", self.base_model, "--method", self.method, "--rank", self.rank]
         if self.weights is not None:
             words += ["--weights=" + ",".join(f"{weight:g}" for weight in self.weights)]

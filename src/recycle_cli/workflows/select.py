@@ -41,6 +41,7 @@ class SelectRequest:
         seed: of the split, and of random scores.
         rows: how many of the task's training rows may be used, or None for all.
         score_on: the training part of those rows, or all of them, as the paper does.
+        named: whether the pool was named by the user, not taken whole from the index.
     """
 
     task: Task | None
@@ -50,10 +51,13 @@ class SelectRequest:
     seed: int = 0
     rows: int | None = None
     score_on: ScoreOn = "train"
+    named: bool = False
 
-    def command(self) -> list[str]:
+    def command(self, pool: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "select", "--base-model", self.base_model, "--method", self.method]
+        words = ["recycle", "select"]
+        words += [source.word for source in pool] if self.named else []
+        words += ["--base-model", self.base_model, "--method", self.method]
         words += ["-k", str(self.k), "--seed", str(self.seed)]
         words += ["--task", shown(self.task.path)] if self.task else []
         words += ["--rows", str(self.rows)] if self.rows else []
@@ -186,5 +190,5 @@ def _document(
         left_out=outcome.left_out,
         tied_at_cut=ranking.tied_at_cut,
         cost=SelectionCost(passes=outcome.passes, elapsed_s=clock.elapsed_s),
-        **clock.fields(request.seed, request.command()),
+        **clock.fields(request.seed, request.command(pool)),
     )

@@ -91,8 +91,8 @@ class TuneRequest:
 
     def command(self, sources: Sequence[Source], target: Source | None) -> list[str]:
         """The command line that asks for the same."""
-        words = ["recycle", "tune", *(shown(source.ref.path) for source in sources)]
-        words += ["--target", shown(target.ref.path)] if target else []
+        words = ["recycle", "tune", *(source.word for source in sources)]
+        words += ["--target", target.word] if target else []
         words += ["--task", shown(self.task.path), "--base-model", self.base_model]
         words += ["--method", self.method, "--seed", str(self.seed)]
         optional: dict[str, object] = {
