@@ -1,0 +1,1 @@
+"""What several test modules need: a tiny model, adapters that PEFT wrote, tasks."""
