@@ -14,15 +14,26 @@ def check_output(out: Path, force: bool) -> None:
     """Checks, before any work is done, that a result may go to `out`.
 
     Raises:
-        InputError: something is there and `force` is not given, or its parent is no folder.
+        InputError: something is there and `force` is not given or it is no result of ours, or
+            its parent cannot be written to.
     """
     if out.exists() and not force:
         raise InputError(f"{out} exists", "name another folder with --out, or replace it: --force")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", "name a folder with --out")
+    if out.is_dir() and not _is_result(out):
+        raise InputError(
+            f"{out} holds something else than an adapter, so --force leaves it alone",
+            "name another folder with --out",
+        )
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{nearest} cannot be written to", "name another folder with --out")
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or holds an adapter."""
+    return not any(folder.iterdir()) or (folder / "adapter_config.json").is_file()
 
 
 @contextlib.contextmanager

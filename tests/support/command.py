@@ -1,0 +1,41 @@
+"""The command as a user meets it: words in, exit code and text out."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from support.pico import ATTENTION, MLP
+
+RECYCLE = [sys.executable, "-m", "recycle_cli"]
+POOL: dict[str, dict[str, Any]] = {
+    "lab/plain": {},
+    "lab/rslora": {"use_rslora": True, "r": 8, "target_modules": list(ATTENTION)},
+    "shop/patterned": {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+    "shop/mlp": {"r": 2, "target_modules": list(MLP)},
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """The JSON Lines on stdout."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The only line on stdout."""
+        (document,) = self.documents
+        return document
+
+
+Recycle = Callable[..., Done]
+Shell = Callable[[str], Done]
