@@ -42,10 +42,11 @@ def crawl(
     """Find the adapters of a base model, vet each one, and keep the good ones."""
     from recycle_cli.engine.base_model import linear_shapes
     from recycle_cli.records import AdapterDocument
-    from recycle_cli.workflows.crawl import CrawlRequest, crawl_folder
+    from recycle_cli.workflows.crawl import CrawlRequest, check_folder, crawl_folder
 
     session: Session = context.obj
     output = Output(json, session.quiet, session.verbose)
+    check_folder(folder)
     request = CrawlRequest(
         folder=folder,
         base_model=canonical_base_name(base_model),

@@ -79,7 +79,7 @@ def train(
         set_training: switches dropout on and off.
 
     Raises:
-        RecycleError: the training loss is no longer a finite number.
+        RecycleError: the training or the validation loss is no longer a finite number.
     """
     optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
     schedule = get_cosine_schedule_with_warmup(
@@ -114,16 +114,20 @@ def _step(
     max_grad_norm: float,
 ) -> float:
     loss: Tensor = answer_loss(base, batch)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise RecycleError(
-            f"the training loss became {value}", "lower --lr, or leave out the hottest adapters"
-        )
+    value = _finite(loss.item(), "training")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return value
+
+
+def _finite(loss: float, kind: str) -> float:
+    if not math.isfinite(loss):
+        raise RecycleError(
+            f"the {kind} loss became {loss}", "lower --lr, or leave out the adapter at fault"
+        )
+    return loss
 
 
 def _valid_batches(base: BaseModel, valid: Sequence[Example], shared: int) -> list[Batch]:
@@ -155,7 +159,7 @@ class _BestKeeper:
         self._best = self._copy()
 
     def consider(self, step: int, loss: float) -> None:
-        self.history.append((step, loss))
+        self.history.append((step, _finite(loss, "validation")))
         self.idle += 1
         if loss < self.best_loss:
             self.best_step, self.best_loss, self.idle = step, loss, 0

@@ -86,13 +86,22 @@ def crawl_folder(
     return _Crawl(request, settings, base_shapes, progress or Silent()).run(found)
 
 
+def check_folder(folder: Path) -> None:
+    """Checks, before anything is loaded, that there is a folder to crawl.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not folder.expanduser().is_dir():
+        problem = "is no folder" if folder.expanduser().exists() else "does not exist"
+        raise InputError(f"{folder} {problem}", "name a folder that holds adapter folders")
+
+
 def _find(request: CrawlRequest, settings: Settings) -> "list[FoundFolder]":
     from recycle_cli.store.folder import find_adapters
 
+    check_folder(request.folder)
     folder = request.folder.expanduser()
-    if not folder.is_dir():
-        problem = "is no folder" if folder.exists() else "does not exist"
-        raise InputError(f"{request.folder} {problem}", "name a folder that holds adapter folders")
     found = list(find_adapters(folder, skip=[settings.adapters_folder]))
     if not found:
         raise InputError(

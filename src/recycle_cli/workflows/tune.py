@@ -389,7 +389,7 @@ def _card(request: TuneRequest, document: TuneDocument) -> Card:
     licenses = [adapter.license for adapter in document.adapters]
     return Card(
         title=Path(document.path).name,
-        summary=f"{method.summary.capitalize()} ({method.paper}), tuned on {task.train_rows} rows "
+        summary=f"{method.summary[0].upper()}{method.summary[1:]} ({method.paper}), tuned on {task.train_rows} rows "
         f"of {task.name}.{control}",
         base_model=document.base_model,
         sources=[
