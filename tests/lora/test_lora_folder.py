@@ -46,6 +46,7 @@ def added_by_peft(base_folder: Path, folder: Path) -> Mapping[str, Matrix]:
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float64)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         # PEFT warns of keys that it misses or does not know.
         warnings.simplefilter("error", UserWarning)
         merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()

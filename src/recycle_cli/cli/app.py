@@ -1,7 +1,9 @@
 """The `recycle` command: global options, the list of commands, and how failures end."""
 
+import contextlib
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,12 +74,27 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             print_error(error)
             raise typer.Exit(int(error.exit_code)) from error
         except BrokenPipeError as error:
-            # Whoever read our output has gone, as `head` does. Python would complain again when
-            # it flushes stdout at exit, so stdout is pointed elsewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has gone, as `head` does.
+            _drop_stdout()
+            raise typer.Exit(int(ExitCode.FAILED)) from error
+        except OSError as error:
+            # A full disk, a file that may not be read: the machine's trouble, no defect of ours.
+            print_error(RecycleError(str(error), "mend that, and run it again"))
+            _drop_stdout()
             raise typer.Exit(int(ExitCode.FAILED)) from error
 
     return run
+
+
+def _drop_stdout() -> None:
+    """Points stdout elsewhere: what it could not take, Python would flush again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_on_sigterm(*_: object) -> None:
+    # As an exception, so that what is half-written is removed on the way out.
+    sys.exit(128 + signal.SIGTERM)
 
 
 app.command("crawl")(guarded(crawl.crawl))
@@ -95,4 +112,5 @@ def main() -> None:
     # another process wants the same cores. OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
     app()

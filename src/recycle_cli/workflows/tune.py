@@ -387,10 +387,10 @@ def _card(request: TuneRequest, document: TuneDocument) -> Card:
         "all": " Control: all adapters were replaced by noise.",
     }[request.reinit]
     licenses = [adapter.license for adapter in document.adapters]
+    what = method.summary[0].upper() + method.summary[1:]
     return Card(
         title=Path(document.path).name,
-        summary=f"{method.summary[0].upper()}{method.summary[1:]} ({method.paper}), tuned on {task.train_rows} rows "
-        f"of {task.name}.{control}",
+        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}.{control}",
         base_model=document.base_model,
         sources=[
             CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
