@@ -1,0 +1,1 @@
+complete --command recycle --no-files --arguments "(env _RECYCLE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) recycle)" --condition "env _RECYCLE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) recycle"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lora.low_rank import random_piece
+from support.low_rank import random_piece
 from torch import Tensor
 from torch.func import functional_call
 

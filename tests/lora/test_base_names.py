@@ -24,13 +24,7 @@ SAME = [
     ("org/base", " org/base/ "),
     ("smollm2", HUB_ID.upper()),
     ("/models/base/", "/models/base"),
-    pytest.param(
-        "smollm2/",
-        HUB_ID,
-        marks=pytest.mark.xfail(
-            strict=True, reason="the slash is taken off after the short name is looked up"
-        ),
-    ),
+    ("smollm2/", HUB_ID),
 ]
 
 

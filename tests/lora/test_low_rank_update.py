@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from lora.low_rank import dense, pieces, random_piece
+from support.low_rank import dense, pieces, random_piece
 
 from recycle_cli.lora.update import LowRankUpdate, largest_rank
 

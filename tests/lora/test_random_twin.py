@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from lora.low_rank import random_piece
 from scipy import stats
+from support.low_rank import random_piece
 from torch import Tensor
 
 from recycle_cli.lora.random_twin import random_twin

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora.low_rank import SCALES, SEEDS, Matrix, dense, dense_all, random_piece
+from support.low_rank import SCALES, SEEDS, Matrix, dense, dense_all, random_piece
 
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from recycle_cli.merging.linear import average, linear
@@ -59,6 +59,7 @@ def test_linear_is_the_weighted_sum(several: Weighted) -> None:
     for name, piece in merged.items():
         assert piece.rank == sum(update[name].rank for update in pool if name in update)
         assert piece.shape == SHAPES[name]
+        assert piece.A.dtype == piece.B.dtype == torch.float64
 
 
 @given(weighted(st.floats(0.1, 3.0)), st.booleans())

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from lora.low_rank import dense_all, random_piece
+from support.low_rank import dense_all, random_piece
 
 from recycle_cli.errors import ExitCode, InputError
 from recycle_cli.merging.catalog import METHODS, MergeMethod, find_merge_method

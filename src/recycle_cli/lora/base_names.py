@@ -17,4 +17,4 @@ def same_base_model(one: str, other: str) -> bool:
 
 
 def _normalised(name: str) -> str:
-    return canonical_base_name(name.strip()).rstrip("/").casefold()
+    return canonical_base_name(name.strip().rstrip("/")).casefold()

@@ -142,10 +142,10 @@ def parse_config(fields: Any) -> AdapterConfig:
 def _check_type(fields: dict[str, Any]) -> None:
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
-        raise AdapterProblem("not_lora", f"peft_type is {peft_type!r}, not 'LORA'")
+        raise AdapterProblem("not_lora", f"peft_type is {_short(peft_type)}, not 'LORA'")
     task_type = fields.get("task_type")
     if task_type not in (None, "CAUSAL_LM"):
-        raise AdapterProblem("not_causal_lm", f"task_type is {task_type!r}, not 'CAUSAL_LM'")
+        raise AdapterProblem("not_causal_lm", f"task_type is {_short(task_type)}, not 'CAUSAL_LM'")
 
 
 def _check_features(fields: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ def _pattern(value: Any, name: str, check: Callable[[Any, str], Number]) -> dict
             raise AdapterProblem(
                 "pattern_regex", f"{name} has the key {_short(key)}, which is no plain module name"
             )
-    return {key: check(item, f"{name}[{key!r}]") for key, item in value.items()}
+    return {key: check(item, f"{name}[{_short(key)}]") for key, item in value.items()}
 
 
 def _target_modules(value: Any) -> tuple[str, ...]:

@@ -68,7 +68,9 @@ def read_config(folder: Path) -> Any:
         raise InputError(
             f"{folder} has no {CONFIG_FILE}", "name a PEFT adapter folder, a Hub id or a sha256"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise AdapterProblem("bad_config", f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise AdapterProblem("bad_config", f"{path} is not JSON: {error}") from error
 
 
@@ -83,7 +85,9 @@ def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
     for key in keys:
         match = KEY.fullmatch(key)
         if match is None:
-            raise AdapterProblem("foreign_key", f"tensor {key!r} is no factor of a linear module")
+            raise AdapterProblem(
+                "foreign_key", f"tensor {key[:200]!r} is no factor of a linear module"
+            )
         found.setdefault(match[1], {})[match[2]] = key
     if not found:
         raise AdapterProblem("no_tensors", "the weights file holds no tensors")
@@ -126,7 +130,7 @@ def _pair_up(tensors: dict[str, Tensor], config: AdapterConfig) -> dict[str, Low
 def write_adapter(
     folder: Path, update: ModelUpdate, base_model: str, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes an update as a PEFT folder that loads to exactly the same product.
+    """Writes an update as a PEFT folder that loads to the same product, up to one rounding of B.
 
     The scale is carried by B, so alpha equals the rank in every module; modules whose rank is not
     the commonest one stand in `rank_pattern` and `alpha_pattern`.
@@ -153,7 +157,7 @@ def write_adapter(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        # Whole paths: the only names that adapt these modules and no others.
+        # Whole paths, so that modules of the same name elsewhere stay as they are.
         "target_modules": sorted(ranks),
         "rank_pattern": odd,
         "alpha_pattern": odd,

@@ -21,7 +21,8 @@ def squared_norm(update: LowRankUpdate) -> float:
     overlap = float(torch.sum((a @ a.T) * (b.T @ b)))
     if overlap <= 0.0:  # rounding may leave a tiny negative number where B A is zero
         return 0.0
-    return update.scale * update.scale * overlap
+    # One scale at a time: its square alone may leave the range of a float.
+    return update.scale * (update.scale * overlap)
 
 
 def module_norms(update: ModelUpdate) -> dict[str, float]:
@@ -35,7 +36,8 @@ def total_norm(norms: Mapping[str, float]) -> float:
 
 
 def fingerprint(update: ModelUpdate, norms: Mapping[str, float]) -> str:
-    """16 hex digits that adapters with the same update share, however it is factored.
+    """16 hex digits that adapters with the same update share, whichever factors of its
+    rank it has.
 
     A digest of the module paths, their ranks and their norms to four significant digits. Equal
     fingerprints make two adapters suspects, not twins: a norm does not tell directions apart.

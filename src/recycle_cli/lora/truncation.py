@@ -15,6 +15,7 @@ from torch import Tensor
 from recycle_cli.errors import InputError
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
+NUMBER = re.compile(r"0*[1-9][0-9]{0,8}")
 ENERGY = re.compile(r"energy:([0-9.]+)")
 
 
@@ -48,7 +49,7 @@ def parse_rank_policy(text: str) -> RankPolicy:
     """
     if text == "full":
         return RankPolicy(text, None)
-    if text.isascii() and text.isdigit() and int(text) >= 1:
+    if NUMBER.fullmatch(text):
         return RankPolicy(text, lambda values: min(int(text), len(values)))
     match = ENERGY.fullmatch(text)
     share = _number(match[1]) if match else None

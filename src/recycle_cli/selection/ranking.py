@@ -1,5 +1,6 @@
 """Putting scored adapters in order and taking the first k."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,14 @@ class Ranking:
     tied_at_cut: int
 
 
+def _place(score: Score) -> tuple[float, float, str]:
+    """What to sort by. A number that is none comes last; sorting would leave it where it stood."""
+    value, tie_breaker = (
+        math.inf if math.isnan(number) else -number for number in (score.value, score.tie_breaker)
+    )
+    return value, tie_breaker, score.sha256
+
+
 def rank(scores: Sequence[Score], k: int) -> Ranking:
     """Sorts by value, then tie-breaker, then sha256, so that the order of the pool never decides.
 
@@ -34,7 +43,7 @@ def rank(scores: Sequence[Score], k: int) -> Ranking:
         scores: of different adapters.
         k: how many to take, at least 1; fewer come back where there are fewer.
     """
-    ordered = sorted(scores, key=lambda score: (-score.value, -score.tie_breaker, score.sha256))
+    ordered = sorted(scores, key=_place)
     taken, left = ordered[:k], ordered[k:]
     tied = sum(score.value == taken[-1].value for score in left) if taken else 0
     return Ranking(taken, tied)

@@ -1,5 +1,6 @@
 """`recycle select`: score the pool for a task and take the best."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -142,13 +143,17 @@ def _evaluate_pool(
         try:
             update = source.load(request.base_model)
             answers = answer_rows(base, update, rows, task.metric, Silent(), likelihoods=True)
-        except InputError as error:
+        except RecycleError as error:
             left_out.append(LeftOut(id=source.ref.id, reason=error.message))
             report.advance(f"{source.ref.id} left out")
-        else:
-            score = _score(source, answers)
+            continue
+        score = _score(source, answers)
+        if math.isfinite(score.tie_breaker):
             scores.append(score)
             report.advance(f"{source.ref.id} {score.value:.3f}")
+        else:
+            left_out.append(LeftOut(id=source.ref.id, reason="its likelihoods are no numbers"))
+            report.advance(f"{source.ref.id} left out")
     return _Outcome(scores, left_out, len(scores))
 
 

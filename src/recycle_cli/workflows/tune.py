@@ -390,7 +390,8 @@ def _card(request: TuneRequest, document: TuneDocument) -> Card:
     what = method.summary[0].upper() + method.summary[1:]
     return Card(
         title=Path(document.path).name,
-        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}.{control}",
+        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}."
+        + control,
         base_model=document.base_model,
         sources=[
             CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
