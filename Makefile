@@ -11,7 +11,7 @@ ifneq ($(DATA),)
 export RECYCLE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: demo test lint bench completions constraints clean
+.PHONY: demo test lint bench completions docs constraints clean
 
 demo: $(READY)
 	$(BIN)/recycle demo --out demo $(ARGS)
@@ -31,6 +31,10 @@ bench: $(READY)
 # The shell completions that the wheel ships; a test compares them with the command.
 completions: $(READY)
 	$(BIN)/python completions/write.py
+
+# The pages that are written from the code; a test compares them too.
+docs: $(READY)
+	$(BIN)/python docs/write.py
 
 # Pins what is installed now, the `ray` extra too.
 constraints: $(READY)

@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -121,13 +120,20 @@ def test_log_likelihoods_are_those_of_lm_eval(
     assert_close(found, [list(sample.log_likelihoods) for sample in result.samples])
 
 
-def generated(base: BaseModel, prompt: Sequence[int], **options: Any) -> str:
+def generated(
+    base: BaseModel, prompt: Sequence[int], length: int, ends: int | list[int]
+) -> list[int]:
     tokens = torch.tensor([list(prompt)])
     out = base.model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=PAD, **options
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        max_new_tokens=length,
+        eos_token_id=ends,
+        pad_token_id=PAD,
     )
-    text: str = base.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
-    return text
+    ids: list[int] = out[0, len(prompt) :].tolist()
+    return ids
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -136,22 +142,25 @@ def test_answers_are_those_of_generate(ending_base: BaseModel, length: int, size
     prompts = encode_prompts(ending_base, OPEN_ROWS)
     progress = Counting()
     found = greedy_answers(ending_base, prompts, length, progress, size)
-    expected = [generated(ending_base, prompt, max_new_tokens=length) for prompt in prompts]
-    assert found == expected
+    answers = [generated(ending_base, prompt, length, END) for prompt in prompts]
+    assert found == [ending_base.tokenizer.decode(a, skip_special_tokens=True) for a in answers]
     assert progress.steps == -(-len(prompts) // size)
     if length == 12:
         # Some answers end by themselves and others at the limit.
-        long = [generated(ending_base, prompt, max_new_tokens=20) for prompt in prompts]
-        ended = [one == other for one, other in zip(found, long, strict=True)]
+        ended = [END in answer for answer in answers]
         assert 0 < sum(ended) < len(ended)
 
 
 def test_an_answer_ends_at_the_end_of_turn_and_at_the_end_of_text(ending_base: BaseModel) -> None:
     prompts = encode_prompts(ending_base, OPEN_ROWS)
+    free = [generated(ending_base, prompt, 12, END) for prompt in prompts]
+    # A token that comes up within an answer that does not end by itself.
+    end_of_text = next(answer[3] for answer in free if END not in answer)
     tokenizer = copy.deepcopy(ending_base.tokenizer)
-    tokenizer.eos_token = "Ġ"
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_text)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
     base = dataclasses.replace(ending_base, tokenizer=tokenizer)
-    ends = [tokenizer.convert_tokens_to_ids("Ġ"), END]
-    expected = [generated(base, p, max_new_tokens=40, eos_token_id=ends) for p in prompts]
-    assert greedy_answers(base, prompts, 40) == expected
+    answers = [generated(base, prompt, 12, [end_of_text, END]) for prompt in prompts]
+    assert {END, end_of_text} < {answer[-1] for answer in answers}
+    found = greedy_answers(base, prompts, 12)
+    assert found == [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]

@@ -1,0 +1,81 @@
+"""Writes documents.md, the reference of the JSON documents, from the models in records.py."""
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from recycle_cli import records
+
+PAGE = Path(__file__).with_name("documents.md")
+HEAD = """\
+# JSON documents
+
+With `--json`, a command prints one document a line; its first field is `schema`, as in
+`recycle.merge/1`. Fields may be added under the same number: ignore those you do not know, and
+refuse a number that you do not know, as recycle itself does. `merge`, `tune` and `demo` also keep
+their document as `recycle.json` in what they write.
+
+This page is written by `make docs`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    kinds = [_section(document.schema_name(), document) for document in records.DOCUMENTS.values()]
+    parts = [_section(name, part) for name, part in sorted(_parts().items())]
+    return "\n".join([HEAD, *kinds, "## Parts\n", *(text.replace("## ", "### ") for text in parts)])
+
+
+def _parts() -> dict[str, type[records.Part]]:
+    """The models that stand inside documents."""
+    found: dict[str, type[records.Part]] = {}
+    waiting: list[type[records.Part]] = list(records.DOCUMENTS.values())
+    while waiting:
+        for field in waiting.pop().model_fields.values():
+            for part in _models_in(field.annotation):
+                if part.__name__ not in found:
+                    found[part.__name__] = part
+                    waiting.append(part)
+    return found
+
+
+def _models_in(annotation: Any) -> list[type[records.Part]]:
+    if isinstance(annotation, type) and issubclass(annotation, records.Part):
+        return [annotation]
+    return [part for inner in typing.get_args(annotation) for part in _models_in(inner)]
+
+
+def _section(title: str, model: type[records.Part]) -> str:
+    text = re.sub(
+        r"\s*\n\s*\n\s*", "\n\n", re.sub(r"(?<!\n)\n {4}(?!\n)", " ", model.__doc__ or "")
+    )
+    rows = [
+        f"| `{name}` | {_type(field.annotation)} |" for name, field in model.model_fields.items()
+    ]
+    return "\n".join(
+        [f"## {title}", "", text.strip(), "", "| field | type |", "|---|---|", *rows, ""]
+    )
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(f'`"{value}"`' for value in inner)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(one) for one in inner)
+    if origin is list:
+        return f"list of {_type(inner[0])}"
+    if origin is tuple:
+        return f"[{', '.join(_type(one) for one in inner)}]"
+    if origin is dict:
+        return f"object of {_type(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, records.Part):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return names.get(annotation, "null" if annotation is type(None) else "any")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
