@@ -161,6 +161,6 @@ def test_an_answer_ends_at_the_end_of_turn_and_at_the_end_of_text(ending_base: B
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
     base = dataclasses.replace(ending_base, tokenizer=tokenizer)
     answers = [generated(base, prompt, 12, [end_of_text, END]) for prompt in prompts]
-    assert {END, end_of_text} < {answer[-1] for answer in answers}
+    assert {END, end_of_text} <= {answer[-1] for answer in answers}
     found = greedy_answers(base, prompts, 12)
     assert found == [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
