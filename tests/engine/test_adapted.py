@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine.plain import (
+from peft import PeftModel
+from support.adapters import write_peft_adapter
+from support.pico import ATTENTION, MLP
+from support.plain import (
     DOWN,
     HEAD,
     Q0,
@@ -17,9 +20,6 @@ from engine.plain import (
     random_update,
     weighted_sum,
 )
-from peft import PeftModel
-from support.adapters import write_peft_adapter
-from support.pico import ATTENTION, MLP
 
 from recycle_cli.engine.adapted import (
     Gate,

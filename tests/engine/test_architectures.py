@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from engine import plain
-from engine.plain import CLOSED_ROWS
+from support import plain
 from support.pico import make_tokenizer
+from support.plain import CLOSED_ROWS
 
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import encode_examples, encode_prompts, encode_questions
@@ -80,9 +80,6 @@ def test_it_computes_what_the_model_computes(tmp_path: Path, kind: str) -> None:
     check(make_base(tmp_path, kind, KINDS[kind]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows that do not fit into the window of sliding attention go wrong"
-)
 @pytest.mark.parametrize("kind", list(WINDOWED))
 def test_rows_longer_than_the_attention_window(tmp_path: Path, kind: str) -> None:
     """Refusing them would do, too: what must not be is other numbers."""

@@ -19,9 +19,6 @@ from recycle_cli.evaluation.tasks import Row
 from recycle_cli.settings import Settings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-UNNAMED = pytest.mark.xfail(
-    strict=True, reason="a special token without a role of its own is not taken for one"
-)
 CHAT_FORM = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -83,7 +80,7 @@ def test_an_answer_ends_with_the_end_of_turn(base: BaseModel) -> None:
     ("template", "end", "named"),
     [
         (CHAT_TEMPLATE, "<|im_end|>", True),
-        pytest.param(CHAT_TEMPLATE, "<|im_end|>", False, marks=UNNAMED),
+        (CHAT_TEMPLATE, "<|im_end|>", False),
         (CHAT_TEMPLATE.replace("<|im_end|>", "\n <|im_end|>"), "<|im_end|>", True),
         (CHAT_TEMPLATE.replace("<|im_end|>", ""), "<pad>", True),
         (CHAT_TEMPLATE.replace("<|im_end|>", " END"), "<pad>", True),

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from engine import plain
-from engine.plain import CLOSED_ROWS, mixed_updates, weighted_sum
 from hypothesis import given
 from hypothesis import strategies as st
+from support import plain
+from support.plain import CLOSED_ROWS, mixed_updates, weighted_sum
 
 from recycle_cli.engine.adapted import attached, concatenate
 from recycle_cli.engine.base_model import BaseModel

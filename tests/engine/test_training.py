@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine import plain
-from engine.plain import CLOSED_ROWS, DenseModel, mixed_updates, weighted_sum
+from support import plain
+from support.plain import CLOSED_ROWS, DenseModel, mixed_updates, weighted_sum
 from torch import Tensor
 from torch.nn import functional
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine import plain
-from engine.plain import (
+from support import plain
+from support.plain import (
     CLOSED_ROWS,
     Q0,
     DenseModel,

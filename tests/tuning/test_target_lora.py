@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -6,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine.plain import CLOSED_ROWS, logits
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.pico import ATTENTION, MLP
+from support.plain import CLOSED_ROWS, logits
 
 from recycle_cli.engine.adapted import with_adapter
 from recycle_cli.engine.base_model import BaseModel
@@ -89,15 +90,23 @@ def test_what_is_saved_is_what_was_trained(
         path for path in pico_base.shapes for name in names if path.endswith(f".{name}")
     }
     for path, piece in update.items():
-        ranks = [r for key, r in recipe.rank_pattern.items() if path.endswith(key)]
-        assert piece.rank == next(iter(ranks), recipe.rank)
+        rank, alpha = (
+            next((value for key, value in pattern.items() if path.endswith(key)), usual)
+            for pattern, usual in (
+                (recipe.rank_pattern, recipe.rank),
+                (recipe.alpha_pattern, recipe.alpha),
+            )
+        )
+        assert piece.rank == rank
+        assert piece.scale == pytest.approx(alpha / rank ** (0.5 if recipe.use_rslora else 1))
 
 
 def test_the_files_hold_the_factors_and_nothing_else(
     pico_base: BaseModel, examples: list[Example], tmp_path: Path
 ) -> None:
     recipe = LoraRecipe(rank=3, target_modules=("o_proj",))
-    train_one(pico_base, recipe, examples, tmp_path, torch.bfloat16)
+    base = dataclasses.replace(pico_base, id="some/model")
+    train_one(base, recipe, examples, tmp_path, torch.bfloat16)
     tensors = load_file(tmp_path / WEIGHTS_FILE)
     assert {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()} == {
         f"base_model.model.model.layers.{layer}.self_attn.o_proj.lora_{side}.weight": (
@@ -108,7 +117,7 @@ def test_the_files_hold_the_factors_and_nothing_else(
         for side in "AB"
     }
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == pico_base.id
+    assert config["base_model_name_or_path"] == "some/model"
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 16, 0.1)
 
 
@@ -149,17 +158,23 @@ def test_the_base_is_left_exactly_as_it_was(
         assert ranks == {5}
 
 
-def test_a_seed_decides_everything(
+def test_seed_and_dropout_decide_the_outcome(
     pico_base: BaseModel, examples: list[Example], tmp_path: Path
 ) -> None:
-    recipe = LoraRecipe(rank=2, dropout=0.3, target_modules=("v_proj",))
-    runs = [
-        train_one(pico_base, recipe, examples, tmp_path / str(at), seed=seed)
-        for at, seed in enumerate((0, 1, 0))
-    ]
-    assert runs[0][0] == runs[2][0]
-    assert torch.equal(runs[0][1], runs[2][1])
-    assert not torch.equal(runs[0][1], runs[1][1])
+    one, again, other_seed, no_dropout = (
+        train_one(
+            pico_base,
+            LoraRecipe(rank=2, dropout=dropout, target_modules=("v_proj",)),
+            examples,
+            tmp_path / str(at),
+            seed=seed,
+        )
+        for at, (seed, dropout) in enumerate([(0, 0.5), (0, 0.5), (1, 0.5), (0, 0.0)])
+    )
+    assert one[0] == again[0]
+    assert torch.equal(one[1], again[1])
+    assert not torch.equal(one[1], other_seed[1])
+    assert not torch.equal(one[1], no_dropout[1])
 
 
 @pytest.mark.parametrize("name", ["query", "proj", "_proj", "mlp", "self_attn", ""])

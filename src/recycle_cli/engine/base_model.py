@@ -2,18 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from recycle_cli.engine.device import Compute, choose_compute
-from recycle_cli.engine.embedded import embedded_model_folder, missing_model_error
+from recycle_cli.engine.embedded import embedded_model_folder, find_gguf, missing_model_error
 from recycle_cli.errors import InputError
 from recycle_cli.lora.base_names import EMBEDDED_ID, canonical_base_name, same_base_model
 from recycle_cli.settings import Settings
@@ -53,6 +54,26 @@ class BaseModel:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
+    def check_length(self, tokens: int) -> None:
+        """Checks that the model sees a row of this many tokens as a whole.
+
+        Raises:
+            InputError: it is longer than the model's context, or than the window that some of its
+                layers attend to, which padding and a shared beginning would shift.
+        """
+        config = self.model.config.get_text_config()
+        limits = {"context": getattr(config, "max_position_embeddings", None)}
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None or any("sliding" in kind for kind in kinds):
+            limits["attention window"] = getattr(config, "sliding_window", None)
+        for name, limit in limits.items():
+            if limit is not None and tokens > limit:
+                raise InputError(
+                    f"a row has {tokens} tokens, padding included; the {name} of {self.id} is "
+                    f"{limit}",
+                    "shorten the longest inputs, or use another base model",
+                )
+
     @property
     def shapes(self) -> Shapes:
         """Its linear modules."""
@@ -66,13 +87,15 @@ def load_base_model(name: str, settings: Settings) -> BaseModel:
         InputError: there is no such model, or it is no causal language model.
     """
     _quieten_transformers()
-    where = _locate(name, settings)
     compute = choose_compute(settings)
     with _explained(name):
+        where = _locate(name, settings)
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=compute.dtype, local_files_only=settings.offline
+        model: Any
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            where, dtype=compute.dtype, local_files_only=settings.offline, output_loading_info=True
         )
+    _check_complete(name, loading["missing_keys"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.to(compute.device).eval().requires_grad_(False)
@@ -88,9 +111,10 @@ def linear_shapes(name: str, settings: Settings) -> Shapes:
         InputError: there is no such model, or it is no causal language model.
     """
     _quieten_transformers()
-    where = _locate(name, settings)
-    with _explained(name), torch.device("meta"):
+    with _explained(name):
+        where = _locate(name, settings)
         config = AutoConfig.from_pretrained(where, local_files_only=settings.offline)
+    with _explained(name), torch.device("meta"):
         return _linear_shapes(AutoModelForCausalLM.from_config(config))
 
 
@@ -104,7 +128,8 @@ def _linear_shapes(model: nn.Module) -> Shapes:
 
 def _locate(name: str, settings: Settings) -> str:
     """What transformers shall load: a folder, or the name itself where the Hub has to be asked."""
-    if Path(name).is_dir():
+    short = canonical_base_name(name) != name  # means the embedded model, whatever lies about here
+    if not short and Path(name).is_dir():
         return str(Path(name).absolute())
     if not same_base_model(name, EMBEDDED_ID):
         return name
@@ -121,14 +146,27 @@ def _explained(name: str) -> Iterator[None]:
     """Turns transformers' ways of saying that a model cannot be loaded into one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if same_base_model(name, EMBEDDED_ID):
+    except (OSError, ValueError, SafetensorError) as error:
+        if same_base_model(name, EMBEDDED_ID) and find_gguf() is None:
             raise missing_model_error() from error
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"the base model {name!r} cannot be loaded: {reason}",
             "give a local folder, a Hub id that this machine can reach, or smollm2",
         ) from error
+
+
+def _check_complete(name: str, missing: Sequence[str]) -> None:
+    """Transformers fills weights that it does not find with random numbers.
+
+    Raises:
+        InputError: there are such.
+    """
+    if missing:
+        raise InputError(
+            f"the base model {name!r} lacks {len(missing)} weights, such as {min(missing)}",
+            "download it again, or name another copy",
+        )
 
 
 def _quieten_transformers() -> None:

@@ -67,6 +67,7 @@ def _convert(source: Path, folder: Path) -> None:
         # transformers draws its own progress bar here, whatever its settings say.
         with contextlib.redirect_stderr(io.StringIO()):
             _save_dequantised(source, beside)
+        beside.chmod(0o755)
         beside.replace(folder)
     except OSError:
         # Another process may have renamed its own copy there first, which is as good.

@@ -108,7 +108,9 @@ def end_of_answer(base: BaseModel) -> int:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         rendered = tokenizer.apply_chat_template(turns, tokenize=False)
         after = _tokens(base, rendered.rpartition("b")[2].strip())
-        if after and after[0] in tokenizer.all_special_ids:
+        # Not all_special_ids, which leaves out special tokens that have no role of their own.
+        added = tokenizer.added_tokens_decoder
+        if after and after[0] in added and added[after[0]].special:
             return after[0]
     return int(tokenizer.eos_token_id)
 

@@ -42,11 +42,15 @@ def collate(base: BaseModel, examples: Sequence[Example], shared: int | None = N
         base: the model they are encoded for.
         examples: at least one.
         shared: how many tokens all prompts begin with, where that is known; otherwise it is found.
+
+    Raises:
+        InputError: a row is longer than the model can see at once.
     """
     if shared is None:
         shared = shared_length([example.prompt for example in examples])
     rows = [(example.prompt + example.answer)[shared:] for example in examples]
     length = -(-max(map(len, rows)) // LENGTH_STEP) * LENGTH_STEP
+    base.check_length(shared + length)
     tokens = torch.full((len(rows), length), base.tokenizer.pad_token_id, dtype=torch.int64)
     attention = torch.zeros(len(rows), shared + length, dtype=torch.int64)
     predicts = torch.zeros_like(tokens, dtype=torch.bool)

@@ -48,9 +48,13 @@ def pad_left(
     Returns:
         tokens (rows, length) and attention (rows, prefix_length + length), which is 0 only for
         the padding between a row's beginning and its own tokens.
+
+    Raises:
+        InputError: a row is longer than the model can see at once.
     """
     own = [row[prefix_length:] for row in rows]
     length = max(map(len, own))
+    base.check_length(prefix_length + length)
     tokens = torch.full((len(own), length), base.tokenizer.pad_token_id, dtype=torch.int64)
     attention = torch.ones(len(own), prefix_length + length, dtype=torch.int64)
     for index, row in enumerate(own):

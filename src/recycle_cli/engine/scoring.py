@@ -29,6 +29,9 @@ def candidate_log_likelihoods(
 
     Returns:
         For each question, one number for each candidate, in their order.
+
+    Raises:
+        InputError: a row with an answer is longer than the model can see at once.
     """
     progress = progress or Silent()
     prefix = _Prefix(base, [question.prompt for question in questions])
@@ -119,6 +122,7 @@ def _score_rest(
     length = max(map(len, inputs))
     if length == 0:
         return [0.0] * len(answers)
+    base.check_length(attention.shape[1] + length)
     tokens = torch.full((len(inputs), length), base.tokenizer.pad_token_id, dtype=torch.int64)
     present = torch.zeros(len(inputs), length, dtype=torch.int64)
     for row, ids in enumerate(inputs):
@@ -151,6 +155,9 @@ def greedy_answers(
     """The text that the model writes for each prompt, taking the likeliest token every time.
 
     An answer ends at the model's end-of-turn token or after `max_new_tokens` tokens.
+
+    Raises:
+        InputError: a row with its answer is longer than the model can see at once.
     """
     progress = progress or Silent()
     prefix = _Prefix(base, prompts)
@@ -180,6 +187,7 @@ def _generate(
         if not running:
             break
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        base.check_length(attention.shape[1])
         out = base.model.base_model(
             tokens[:, None],
             attention_mask=attention,

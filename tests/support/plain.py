@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from support.low_rank import random_piece
 from torch import Tensor
 from torch.func import functional_call
 
@@ -14,6 +13,7 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example
 from recycle_cli.evaluation.tasks import Row
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+from support.low_rank import random_piece
 
 # A long instruction before some prompts, other prompts that share but the template, answers with
 # and without a common beginning, two to five of them, one of a single token.
