@@ -91,10 +91,10 @@ def load_base_model(name: str, settings: Settings) -> BaseModel:
     with _explained(name):
         where = _locate(name, settings)
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
-        model: Any
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=compute.dtype, local_files_only=settings.offline, output_loading_info=True
         )
+    model, loading = loaded
     _check_complete(name, loading["missing_keys"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
