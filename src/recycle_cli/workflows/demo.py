@@ -69,8 +69,8 @@ class Extent:
     eval_every: int
 
 
-FULL = Extent(rows=100, test_rows=None, k=5, steps=40, eval_every=10)
-FAST = Extent(rows=60, test_rows=100, k=3, steps=12, eval_every=6)
+FULL = Extent(rows=100, test_rows=None, k=5, steps=30, eval_every=10)
+FAST = Extent(rows=40, test_rows=80, k=3, steps=8, eval_every=4)
 # A small LoRA that learns the example tasks within the steps above.
 TARGET_SHAPE = LoraShape(rank=8, alpha=16, dropout=0.0)
 TARGET_LR = 2e-3
