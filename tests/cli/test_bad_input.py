@@ -90,6 +90,7 @@ EVAL = "eval plain --base-model model"
         (f"{TUNE} plain --method lora", ("takes no adapters",)),
         (f"{TUNE} --target plain plain", ("also stands among",)),
         (f"{TUNE} plain --method rescale", ("the target LoRA alone",)),
+        (f"{TUNE} plain --rank 4 --rslora", ("no use for rank, use_rslora",)),
         (f"{TUNE} --reinit expert", ("'expert'",)),
         (f"{TUNE} --lr 0", ("--lr is 0",)),
         (f"{TUNE} --rank-pattern v_proj", ("v_proj=16",)),

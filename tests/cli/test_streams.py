@@ -66,15 +66,23 @@ def test_a_signal_ends_a_training_and_leaves_nothing_half_written(
     words = [*RECYCLE, "tune", "--task", str(task), "--base-model", str(pico_folder), *ENDLESS]
     environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
     with subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs in the background inherit an ignored SIGINT, which Python then leaves ignored.
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert "training a target LoRA" in process.stderr.readline()
         time.sleep(0.5)
         process.send_signal(stop)
-        said = process.stderr.read()
-        code = process.wait(timeout=30)
-    assert code == 128 + stop, said
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + stop, said
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir() if "endless" in path.name] == []
 

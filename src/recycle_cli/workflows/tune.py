@@ -207,6 +207,12 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
             f"--method {method.name} trains a LoRA of its own and takes no adapters",
             "leave them out, or mix them: --method recycle",
         )
+    if method.mixes and request.lora != LoraShape():
+        given = [name for name, value in vars(request.lora).items() if value]
+        raise InputError(
+            f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
+            "leave out the options that shape a LoRA, or train one: --method lora",
+        )
     if method.target_only and (sources or target is None):
         raise InputError(
             f"--method {method.name} takes the target LoRA alone", "give it with --target"
