@@ -27,6 +27,12 @@ def place(tmp_path: Path, pool: Path, task: Path, pico_folder: Path) -> Path:
     write_task(tmp_path / "leaky")
     shutil.copy(tmp_path / "leaky/train.jsonl", tmp_path / "leaky/test.jsonl")
     write_task(tmp_path / "open", closed=False)
+    shutil.copytree(pool / "shop/mlp", tmp_path / "copy")
+    (tmp_path / "copy/checkpoint").mkdir()
+    shutil.copytree(pool / "lab/rslora", tmp_path / "twin/copy")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    write_rows(tmp_path / "tested/test.jsonl", closed_rows(30))
+    shutil.copytree(pico_folder, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     stranger = shutil.copytree(pool / "lab/plain", tmp_path / "stranger")
     config = json.loads((stranger / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "org/other-model"
@@ -83,7 +89,17 @@ EVAL = "eval plain --base-model model"
         ("merge bad/dora --base-model model --out new", ("'dora' cannot be used", "DoRA")),
         ("merge plain --base-model model --out there", ("there exists", "--force")),
         ("merge plain --base-model model --out there --force", ("leaves it alone",)),
-        ("merge plain --base-model model --out file --force", ("file is a file",)),
+        ("merge plain --base-model model --out plain --force", ("plain is one of the adapters",)),
+        ("merge plain --base-model model --out copy --force", ("leaves it alone",)),
+        ("merge plain --base-model model --out dangling", ("dangling exists",)),
+        ("merge plain --base-model model --out file --force", ("file is no folder",)),
+        (f"{MERGE} --weights=nan", ("'nan'",)),
+        (f"{MERGE} --weights=inf", ("'inf'",)),
+        (f"{SELECT} --method random --rows 5", ("scores no rows",)),
+        (f"{SELECT} --task tested", ("no training rows",)),
+        ("index --json list", ("recycle index list --json",)),
+        ("tune --task tested --base-model model --out new", ("no training rows",)),
+        ("tune --task task --base-model mute --out new", ("the tokenizer of", "mute")),
         ("merge plain --base-model model --out file/new", ("file cannot be written",)),
         (f"{TUNE} --method lor", ("'lor'", "did you mean lora")),
         (f"{TUNE} --method recycle", ("needs adapters",)),
@@ -93,7 +109,16 @@ EVAL = "eval plain --base-model model"
         (f"{TUNE} plain --rank 4 --rslora", ("no use for rank, use_rslora",)),
         (f"{TUNE} --reinit expert", ("'expert'",)),
         (f"{TUNE} --lr 0", ("--lr is 0",)),
+        (f"{TUNE} --lr nan", ("--lr is nan",)),
+        (f"{TUNE} --alpha 0", ("--alpha is 0",)),
         (f"{TUNE} --rank-pattern v_proj", ("v_proj=16",)),
+        (f"{TUNE} --rank-pattern v_proj=0", ("v_proj=0",)),
+        (f"{TUNE} --rank-pattern [(=3", ("'[(=3'",)),
+        (f"{TUNE} --rank-pattern nosuch=3", ("'nosuch'", "q_proj")),
+        (f"{TUNE} --target-module q_proj --alpha-pattern v_proj=3", ("'v_proj'", "q_proj")),
+        (f"{TUNE} plain --license mit", ("--license is 'mit'",)),
+        (f"{TUNE} --target plain --reinit experts", ("there are none",)),
+        (f"{TUNE} --rows 1", ("1 training rows",)),
         (f"{TUNE} --target-module w_proj", ("'w_proj'", "q_proj")),
         (f"{TUNE} --save-dtype int8", ("'int8'", "bfloat16")),
         ("tune plain --task task --base-model model --lr 1e30 --out new", ("lower --lr",)),
@@ -104,6 +129,10 @@ EVAL = "eval plain --base-model model"
         (f"{EVAL} --task task --metric f1", ("'f1'",)),
         (f"{EVAL} --task task --baseline best", ("'best'", "plain")),
         (f"{EVAL} --task task --fail-under acc", ("acc",)),
+        (f"{EVAL} --task task --fail-under acc=nan", ("acc=nan",)),
+        (f"{EVAL} --task task --fail-under exact_match=0", ("computed here: acc",)),
+        ("eval --task task --base-model model --fail-under acc=0", ("none is named",)),
+        (f"{EVAL} copy twin/copy --task task --baseline copy", ("more than one",)),
         (f"{EVAL} --task task --fail-under f1=1", ("'f1'",)),
         (f"{EVAL} --task task --samples there/precious.txt", ("precious.txt exists",)),
         ("demo --task hotel --out new", ("'hotel'", "did you mean hotel_reviews")),
@@ -112,11 +141,11 @@ EVAL = "eval plain --base-model model"
     ],
 )
 def test_refusals(recycle: Recycle, place: Path, line: str, said: tuple[str, ...]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    before = set(place.rglob("*"))
     done = recycle(*line.split(), succeeds=False)
     assert_refused(done, 1 if "1e30" in line else 2, *said)
     after = {path for path in place.rglob("*") if "home" not in path.relative_to(place).parts}
-    assert after == set(before), "something was left behind"
+    assert after == before, "something was left behind"
     assert (place / "there/precious.txt").read_text() == "keep me"
 
 

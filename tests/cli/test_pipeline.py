@@ -57,6 +57,42 @@ def test_crawl_reports_every_adapter_and_counts_them(
             assert_same_update(Path(adapter["path"]), dense_sum({pool / adapter["id"]: 1.0}), 0)
 
 
+def test_a_base_model_folder_is_one_however_it_is_spelled(
+    recycle: Recycle, pool: Path, pico_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(pico_folder)
+    recycle("crawl", pool / "lab/plain", "--base-model", "./model/")
+    (row,) = recycle("index", "list", "--base-model", "model", "--json").documents
+    assert row["base_model"] == str(pico_folder)
+    words = ("select", "--method", "random", "--json", "--base-model")
+    for spelling in (pico_folder, "model", tmp_path / "model"):
+        assert len(recycle(*words, spelling).document["adapters"]) == 1
+
+
+def test_a_licence_is_known_however_the_adapter_is_named(
+    recycle: Recycle, pool: Path, pico_folder: Path
+) -> None:
+    merged = recycle(
+        "merge", pool / "lab/plain", "--base-model", pico_folder, "--out", "merged", "--json"
+    )
+    again = recycle("merge", "-", "--out", "again", "--json", stdin=merged.stdout).document
+    assert [adapter["license"] for adapter in again["adapters"]] == ["mit"]
+
+
+def test_the_baseline_is_named_as_adapters_are(
+    crawled: Recycle, pool: Path, pico_folder: Path, task: Path
+) -> None:
+    words = ("eval", "lab/plain", pool / "shop/mlp", "--task", task, "--base-model", pico_folder)
+    digest = crawled("index", "show", "lab/plain", "--json").document["sha256"]
+    for baseline, name in (
+        ("lab/plain", "lab/plain"),
+        (f"sha256:{digest[:8]}", "lab/plain"),
+        (pool / "shop/mlp", "mlp"),
+    ):
+        documents = crawled(*words, "--baseline", baseline, "--json").documents
+        assert {d["paired"]["baseline"] for d in documents if d["paired"]} == {name}
+
+
 def test_index_answers_what_was_crawled(crawled: Recycle) -> None:
     assert crawled("index", "--json").document["adapters"] == 4
     listed = crawled("index", "list", "--json", "--sort", "-norm").documents

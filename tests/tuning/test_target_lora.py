@@ -189,6 +189,5 @@ def test_an_unknown_module_is_refused_with_the_known_ones(pico_base: BaseModel, 
 
 
 def test_names_are_ends_of_paths(pico_base: BaseModel) -> None:
-    check_target_modules(
-        pico_base, ["q_proj", "mlp.up_proj", "layers.1.mlp.up_proj", "lm_head", *pico_base.shapes]
-    )
+    names = ("q_proj", "mlp.up_proj", "layers.1.mlp.up_proj", "lm_head", *pico_base.shapes)
+    check_target_modules(pico_base, LoraRecipe(target_modules=names))

@@ -272,3 +272,17 @@ def test_importing_the_workflows_loads_no_torch() -> None:
         "sys.exit(bool({'torch', 'safetensors', 'yaml'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_crawl_for_another_base_leaves_the_first_ones_pool_alone(bench: Bench) -> None:
+    put_adapter(bench.pool / "one", seed=1)
+    put_adapter(bench.pool / "other", seed=2, base_model_name_or_path="org/other")
+    for _ in range(2):
+        assert bench.verdicts() == {"one": "accepted", "other": "wrong_base"}
+        assert bench.verdicts(base_model="org/other") == {"one": "wrong_base", "other": "accepted"}
+    with Catalog(bench.settings.catalog_file) as catalog:
+        pools = {
+            name: [row.id for row in catalog.query(AdapterQuery(base_model=name))]
+            for name in ("org/base", "org/other")
+        }
+    assert pools == {"org/base": ["one"], "org/other": ["other"]}

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from recycle_cli.cli.app import app
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.evaluation.verdict import Method
 from recycle_cli.progress import Silent
 from recycle_cli.records import StudyDocument, TuneDocument, read_documents
@@ -96,14 +96,22 @@ def test_the_commands_it_shows_do_the_same_again(
 
 
 def test_what_an_earlier_demo_wrote_is_replaced_and_nothing_else(
-    examples: Path, pico_base: BaseModel, tmp_path: Path
+    examples: Path, pico_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fails(*_: object) -> None:
+        raise RecycleError("half-way", "try again")
+
     out = tmp_path / "out"
     run(pico_base, out, Listener())
     request = DemoRequest(out, pico_base.id, TASK)
     with pytest.raises(InputError, match="exists"):
         check_demo(request)
     run(pico_base, out, Listener(), force=True)
+    monkeypatch.setattr(workflow, "evaluate", fails)
+    with pytest.raises(RecycleError, match="half-way"):
+        run(pico_base, out, Listener(), force=True)
+    assert (out / "recycle.json").exists(), "the earlier result is back"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     (out / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"notes\.txt"):
         run(pico_base, out, Listener(), force=True)

@@ -8,7 +8,7 @@ import typer
 from recycle_cli.cli.options import JsonOption, Session
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import RecycleError
-from recycle_cli.lora.base_names import EMBEDDED_NAME, canonical_base_name
+from recycle_cli.lora.base_names import EMBEDDED_NAME, base_name_given
 
 if TYPE_CHECKING:
     from recycle_cli.records import AdapterDocument, CrawlDocument
@@ -49,14 +49,14 @@ def crawl(
     check_folder(folder)
     request = CrawlRequest(
         folder=folder,
-        base_model=canonical_base_name(base_model),
+        base_model=base_name_given(base_model),
         limit=limit,
         licenses=frozenset(license_) if license_ else None,
         max_rank=max_rank,
         max_bytes=max_bytes,
         dry_run=dry_run,
     )
-    shapes = linear_shapes(base_model, session.settings)
+    shapes = linear_shapes(request.base_model, session.settings)
     seen: list[AdapterDocument] = []
     with output.progress() as progress:
         for document in crawl_folder(request, session.settings, shapes, progress):

@@ -12,7 +12,7 @@ from recycle_cli.lora.base_names import EMBEDDED_NAME, canonical_base_name
 if TYPE_CHECKING:
     from recycle_cli.records import StudyDocument
 
-LABELS = {
+ROW_TITLES = {
     "base": "base model",
     "target": "target LoRA",
     "average": "average",
@@ -71,7 +71,7 @@ def _show(output: Output, document: "StudyDocument") -> None:
         ["method", metric, "95 % interval", "p against target LoRA", "seconds"],
         [
             (
-                LABELS[row.method],
+                ROW_TITLES[row.method],
                 f"{100 * row.metrics[metric]:.1f} %",
                 "{:.1f} to {:.1f} %".format(*(100 * end for end in row.interval)),
                 "-" if row.p_value_against_target is None else f"{row.p_value_against_target:.2g}",

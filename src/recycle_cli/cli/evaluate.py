@@ -40,7 +40,7 @@ def evaluate(
         typer.Option("--metric", help="acc or exact_match. Default: acc where rows have choices."),
     ] = None,
     baseline: Annotated[
-        str, typer.Option("--baseline", help="What to test against: base, or an adapter's id.")
+        str, typer.Option("--baseline", help="What to test against: base, or one of the adapters.")
     ] = "base",
     base_model: BaseModelOption = None,
     rows: Annotated[
@@ -66,13 +66,12 @@ def evaluate(
 ) -> None:
     """Score the base model and adapters on test rows, with paired tests."""
     from recycle_cli.evaluation.tasks import load_task
-    from recycle_cli.workflows.evaluate import EvalRequest, check_gates, parse_gates
+    from recycle_cli.workflows.evaluate import EvalRequest, check_gates, check_request
     from recycle_cli.workflows.evaluate import evaluate as run
 
     session: Session = context.obj
     output = Output(json, session.quiet, session.verbose)
     inputs = read_inputs(adapters)
-    parse_gates(fail_under or ())
     if samples is not None:
         _check_samples(samples, force)
     request = EvalRequest(
@@ -85,6 +84,7 @@ def evaluate(
         allow_overlap=allow_overlap,
     )
     sources = inputs.sources(session.settings)
+    check_request(request, sources, fail_under or ())
     base = load_base(request.base_model, session)
     with output.progress() as progress:
         evaluated = run(request, sources, base, progress)

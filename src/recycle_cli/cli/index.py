@@ -8,7 +8,7 @@ import typer
 from recycle_cli.cli.options import JsonOption, Session
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import InputError
-from recycle_cli.lora.base_names import canonical_base_name
+from recycle_cli.lora.base_names import base_name_given
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 STATUSES = ("accepted", "rejected", "failed", "all")
@@ -33,6 +33,11 @@ def make_app(guarded: Guard) -> typer.Typer:
 def update(context: typer.Context, json: JsonOption = False) -> None:
     """Bring the index up to date, or ask it."""
     if context.invoked_subcommand is not None:
+        if json:
+            raise InputError(
+                "--json stands before the name of the subcommand",
+                f"write: recycle index {context.invoked_subcommand} --json",
+            )
         return
     from recycle_cli.workflows.index import update_index
 
@@ -64,7 +69,10 @@ def list_(
         str | None, typer.Option("--target-module", help="That adapt this module, as in q_proj.")
     ] = None,
     search: Annotated[
-        str | None, typer.Option("--search", help="With this text in the id.")
+        str | None,
+        typer.Option(
+            "--search", help="With this text in id, origin, base model, licence or reason."
+        ),
     ] = None,
     status: Annotated[
         str, typer.Option("--status", help=f"One of: {', '.join(STATUSES)}.")
@@ -85,7 +93,7 @@ def list_(
     if status not in STATUSES:
         raise InputError(f"--status is {status!r}", f"use one of: {', '.join(STATUSES)}")
     query = AdapterQuery(
-        base_model=canonical_base_name(base_model) if base_model else None,
+        base_model=base_name_given(base_model) if base_model else None,
         license=license_,
         min_rank=min_rank,
         max_rank=max_rank,
@@ -148,7 +156,7 @@ def stats(
     from recycle_cli.workflows.index import pool_statistics
 
     session: Session = context.obj
-    name = canonical_base_name(base_model) if base_model else None
+    name = base_name_given(base_model) if base_model else None
     document = pool_statistics(session.settings, name)
     output = Output(json, session.quiet, session.verbose)
     if json:

@@ -13,6 +13,7 @@ from recycle_cli.cli.options import (
     OutOption,
     SeedOption,
     Session,
+    parse_number,
     read_inputs,
 )
 from recycle_cli.cli.output import Output
@@ -80,7 +81,7 @@ def _parse_weights(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(parse_number(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(
             f"--weights is {text!r}", "write numbers with commas between, as in --weights 1,0.5"

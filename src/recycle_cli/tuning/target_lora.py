@@ -57,9 +57,9 @@ def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]
         The PeftModel; its LoRA starts as the zero update.
 
     Raises:
-        InputError: no module has one of the target names.
+        InputError: no module has one of the names in the recipe.
     """
-    check_target_modules(base, recipe.target_modules)
+    check_target_modules(base, recipe)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -85,19 +85,35 @@ def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]
         base.model.requires_grad_(False).eval()
 
 
-def check_target_modules(base: BaseModel, names: Sequence[str]) -> None:
-    """Checks that each name is the end of some linear module's path.
+def check_target_modules(base: BaseModel, recipe: LoraRecipe) -> None:
+    """Checks that each target is the end of some linear module's path, and that each key of a
+    pattern is that of a target.
 
     Raises:
         InputError: one is not.
     """
-    paths = base.shapes
-    for name in names:
-        if not any(path == name or path.endswith("." + name) for path in paths):
-            known = sorted({path.rpartition(".")[2] for path in paths})
+    paths = list(base.shapes)
+    for name in recipe.target_modules:
+        if not _ending_in(name, paths):
             raise InputError(
-                f"{base.id} has no linear module {name!r}", f"its modules: {', '.join(known)}"
+                f"{base.id} has no linear module {name!r}", f"its modules: {_last_names(paths)}"
             )
+    if recipe.target_modules:
+        paths = [path for name in recipe.target_modules for path in _ending_in(name, paths)]
+    for name in (*recipe.rank_pattern, *recipe.alpha_pattern):
+        if not _ending_in(name, paths):
+            raise InputError(
+                f"a pattern names {name!r}, which the LoRA does not adapt",
+                f"it adapts: {_last_names(paths)}",
+            )
+
+
+def _ending_in(name: str, paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path == name or path.endswith("." + name)]
+
+
+def _last_names(paths: Sequence[str]) -> str:
+    return ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
 
 
 def train_target_lora(

@@ -93,7 +93,10 @@ def resolve_documents(documents: Sequence[Document], settings: Settings) -> list
     licenses = _licenses(sources, settings)
     return _all_different(
         [
-            Source(source.ref, source.license or licenses.get(source.ref.sha256))
+            Source(
+                source.ref,
+                source.license or licenses.get(source.ref.sha256) or _stated_license(source.ref),
+            )
             for source in sources
         ]
     )
@@ -127,7 +130,6 @@ def _resolve(name: str, settings: Settings) -> Source:
 
 def _folder_source(name: str, path: Path) -> Source:
     from recycle_cli.lora.folder import WEIGHTS_FILE, weights_sha256
-    from recycle_cli.store.folder import FoundFolder, read_card
 
     try:
         sha256 = weights_sha256(path)
@@ -136,12 +138,24 @@ def _folder_source(name: str, path: Path) -> Source:
             f"{name} is no adapter folder: it has no readable {WEIGHTS_FILE}",
             "name a folder that recycle or PEFT wrote",
         ) from error
-    card, _ = read_card(FoundFolder(id=path.name, folder=path.absolute(), root=path.absolute()))
     ref = AdapterRef(id=path.absolute().name, sha256=sha256, path=str(path.absolute()))
-    return Source(ref, card.license)
+    return Source(ref, _stated_license(ref))
+
+
+def _stated_license(ref: AdapterRef) -> str | None:
+    """The licence in the card of an adapter's folder."""
+    from recycle_cli.store.folder import FoundFolder, read_card
+
+    folder = Path(ref.path)
+    return read_card(FoundFolder(id=ref.id, folder=folder, root=folder))[0].license
 
 
 def _catalog_source(row: AdapterDocument) -> Source:
+    if row.status == "accepted" and row.path is None:
+        raise InputError(
+            f"adapter {row.id!r} comes from a dry run, which keeps nothing",
+            "crawl without --dry-run",
+        )
     if row.status != "accepted" or row.path is None or row.sha256 is None:
         raise InputError(
             f"adapter {row.id!r} is in the index as {row.status}: {row.reason} ({row.detail})",

@@ -178,7 +178,8 @@ class _Crawl:
         document = describe(evidence, vet(evidence, rules), rules)
         if not self.request.dry_run:
             document = self._keep(document, evidence)
-            catalog.record(document, None if document.status == "failed" else stamp)
+            if not _serves_another_base(document, catalog):
+                catalog.record(document, None if document.status == "failed" else stamp)
         self.bytes_read += evidence.bytes_read
         return document
 
@@ -226,6 +227,14 @@ class _Crawl:
         if document.status == "accepted" and document.sha256 is not None:
             self.accepted[document.sha256] = document.id
         self.progress.advance(f"{document.id}: {document.reason or document.status}")
+
+
+def _serves_another_base(document: AdapterDocument, catalog: Catalog) -> bool:
+    """Whether an adapter refused for its base model is in the pool of another one: it stays."""
+    if document.reason not in ("wrong_base", "unknown_base"):
+        return False
+    recorded = catalog.at(document.source, document.origin)
+    return recorded is not None and recorded.status == "accepted"
 
 
 def _limits(request: CrawlRequest) -> "VettingLimits":

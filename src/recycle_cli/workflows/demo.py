@@ -1,8 +1,9 @@
 """`recycle demo`: the whole pipeline on real adapters, for a task that none of them has seen."""
 
+import contextlib
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from recycle_cli.evaluation.verdict import Decision, Method, decide
 from recycle_cli.progress import Progress
 from recycle_cli.records import (
     AdapterDocument,
-    AdapterRef,
+    Document,
     EvaluationDocument,
     MergeDocument,
     SelectionDocument,
@@ -123,7 +124,7 @@ def examples_folder() -> Path:
 
 
 def check_demo(request: DemoRequest) -> None:
-    """Checks, before anything is loaded, that the demo can run; clears what it may replace.
+    """Checks, before anything is loaded, that the demo can run.
 
     Raises:
         InputError: the task is unknown, or `out` holds something.
@@ -144,9 +145,25 @@ def check_demo(request: DemoRequest) -> None:
             f"{out} holds {sorted(foreign)[0]!r}, which no demo wrote",
             "name another folder with --out",
         )
-    for name in there:
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def _making(out: Path) -> Iterator[None]:
+    """Sets what an earlier demo wrote aside, and puts it back when this one fails."""
+    beside = out.absolute().with_name(f".{out.name}.old")
+    earlier = out.exists()
+    if earlier:
+        shutil.rmtree(beside, ignore_errors=True)
+        out.rename(beside)
+    try:
+        out.mkdir(parents=True)
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        if earlier:
+            beside.rename(out)
+        raise
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def demo(
@@ -156,20 +173,23 @@ def demo(
 
     Raises:
         InputError: as `check_demo`.
-        RecycleError: a stage failed; the results of those before it stay in `out`.
+        RecycleError: a stage failed; `out` is as it was.
     """
     clock = Clock()
     check_demo(request)
     task = load_task(str(examples_folder() / "tasks" / request.task))
     run = _Demo(request, settings, base, progress, task)
-    pool = run.find_pool()
-    chosen = run.choose(pool)
-    request.out.mkdir(parents=True, exist_ok=True)
-    (request.out / SELECTION_FILE).write_text(chosen.to_line() + "\n", encoding="utf-8")
-    run.make_all(resolve_documents([chosen], settings))
-    document = run.conclude(run.score(), clock)
-    (request.out / RESULT_FILE).write_text(document.to_line() + "\n", encoding="utf-8")
+    with _making(request.out):
+        chosen = run.choose(run.find_pool())
+        _write(request.out / SELECTION_FILE, chosen)
+        run.make_all(resolve_documents([chosen], settings))
+        document = run.conclude(run.score(), clock)
+        _write(request.out / RESULT_FILE, document)
     return document
+
+
+def _write(file: Path, document: Document) -> None:
+    file.write_text(document.to_line() + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -230,7 +250,7 @@ class _Demo:
             baseline=Path(target.path).name,
             rows=extent.test_rows,
         )
-        sources = [_source(document) for document in self.made.values()]
+        sources = [self._source(method) for method in self.made]
         self._announce("Score them all on rows that none has seen.", request.command(sources))
         return evaluate(request, sources, self.base, self.progress)
 
@@ -307,12 +327,11 @@ class _Demo:
         )
         self._announce(title, request.command(chosen, target))
         self.made[method] = tune(request, chosen, target, self.base, self.progress)
-        return _source(self.made[method])
+        return self._source(method)
 
     def _announce(self, title: str, command: Sequence[str]) -> None:
         self.progress.message(f"\n{title}\n$ {shlex.join(command)}")
 
-
-def _source(document: MergeDocument | TuneDocument) -> Source:
-    name = Path(document.path).name
-    return Source(AdapterRef(id=name, sha256=document.sha256, path=document.path))
+    def _source(self, method: Method) -> Source:
+        (source,) = resolve_documents([self.made[method]], self.settings)
+        return source

@@ -1,7 +1,9 @@
 """`recycle eval`: score the base model and adapters on tasks, with paired tests."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recycle_cli.errors import GateNotMet, InputError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from recycle_cli.lora.update import ModelUpdate
 
 BASE = "base"
+MIN_PREFIX = 8
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class EvalRequest:
         tasks: the tasks; their test part is scored.
         base_model: the canonical name of the base model.
         metric: a metric, or None for each task's own.
-        baseline: what everything is compared with: `base`, or the id of one of the adapters.
+        baseline: what everything is compared with: `base`, or one of the adapters by id, folder or
+            `sha256:` prefix.
         rows: score this many test rows at most, the first ones, or all with None.
         max_new_tokens: the longest answer that `exact_match` lets the model write.
         allow_overlap: go on where test rows also stand in the training part.
@@ -62,9 +66,10 @@ class EvalRequest:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row's outcome for one adapter."""
+    """One row's outcome for one adapter; `sha256` is None for the base model."""
 
     adapter: str
+    sha256: str | None
     task: str
     row: int
     input: str
@@ -100,11 +105,7 @@ def evaluate(
         InputError: a task has no test part or leaks it, a metric does not fit, or the baseline is
             none of the adapters.
     """
-    if request.baseline not in {BASE, *(source.ref.id for source in sources)}:
-        raise InputError(
-            f"the baseline {request.baseline!r} is not among the adapters",
-            f"use base, or one of: {', '.join(source.ref.id for source in sources) or 'none'}",
-        )
+    baseline = _find_baseline(request, sources)
     prepared = [(task, *_prepare(request, task)) for task in request.tasks]
     updates = [None, *(source.load(request.base_model) for source in sources)]
     documents, samples = [], []
@@ -117,51 +118,84 @@ def evaluate(
             scored.append(_Scored(source, answers))
             share = sum(answers.correct) / len(rows)
             progress.advance(f"{scored[-1].name} {share:.3f}")
-        documents += [_document(request, sources, task, metric, scored, s, clock) for s in scored]
+        against = next(one for one in scored if one.source is baseline)
+        table = _Table(request, sources, task, metric, against, clock)
+        documents += [table.document(one) for one in scored]
         samples += [sample for s in scored for sample in _samples(s, task, rows)]
     return Evaluated(documents, samples)
 
 
-def check_gates(documents: Sequence[EvaluationDocument], fail_under: Sequence[str]) -> None:
-    """Checks conditions of the form METRIC=VALUE on every adapter (the base is not asked).
+def check_request(
+    request: EvalRequest, sources: Sequence[Source], fail_under: Sequence[str] = ()
+) -> None:
+    """Checks, before anything is loaded, that the request and the gates make sense.
 
     Raises:
-        InputError: a condition is not of that form, or names a metric that was not computed.
-        GateNotMet: an adapter is below the value.
+        InputError: as `evaluate`; or a gate is not METRIC=VALUE with a metric that is computed
+            here and a value from 0 to 1, or there is no adapter to ask.
     """
-    conditions = [_parse_condition(text) for text in fail_under]
-    for metric, floor in conditions:
+    _find_baseline(request, sources)
+    computed = {_prepare(request, task)[1] for task in request.tasks}
+    gates = [_parse_gate(text) for text in fail_under]
+    if gates and not sources:
+        raise InputError("--fail-under asks adapters, and none is named", "name one")
+    for metric, _ in gates:
+        if metric not in computed:
+            raise InputError(
+                f"--fail-under names {metric!r}", f"computed here: {', '.join(sorted(computed))}"
+            )
+
+
+def check_gates(documents: Sequence[EvaluationDocument], fail_under: Sequence[str]) -> None:
+    """Asks every adapter (not the base model) whether it meets the gates.
+
+    Raises:
+        GateNotMet: an adapter is below a value.
+    """
+    for metric, floor in map(_parse_gate, fail_under):
         for document in documents:
-            if isinstance(document.adapter, str):
-                continue
-            if metric not in document.metrics:
-                known = ", ".join(document.metrics)
-                raise InputError(f"--fail-under names {metric!r}", f"computed here: {known}")
-            if document.metrics[metric] < floor:
+            value = document.metrics.get(metric, floor)
+            if not isinstance(document.adapter, str) and value < floor:
                 raise GateNotMet(
-                    f"{document.adapter.id} has {metric} {document.metrics[metric]:.4f} on "
-                    f"{document.task.name}, below {floor:g}",
+                    f"{document.adapter.id} has {metric} {value:.4f} on {document.task.name}, "
+                    f"below {floor:g}",
                     "the gate --fail-under is not met",
                 )
 
 
-def parse_gates(fail_under: Sequence[str]) -> None:
-    """Checks the form of the conditions before any work is done.
-
-    Raises:
-        InputError: one is not METRIC=VALUE with a known metric.
-    """
-    for text in fail_under:
-        _parse_condition(text)
-
-
-def _parse_condition(text: str) -> tuple[str, float]:
+def _parse_gate(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     find_metric(name)
     try:
-        return name, float(value)
-    except ValueError as error:
-        raise InputError(f"--fail-under is {text!r}", "write it as in acc=0.8") from error
+        floor = float(value)
+    except ValueError:
+        floor = math.nan
+    if not 0 <= floor <= 1:  # nor is NaN
+        raise InputError(f"--fail-under is {text!r}", "write it as in acc=0.8, from 0 to 1")
+    return name, floor
+
+
+def _find_baseline(request: EvalRequest, sources: Sequence[Source]) -> Source | None:
+    """The adapter that is the baseline, named as adapters are; None for the base model."""
+    name = request.baseline
+    if name == BASE:
+        return None
+    path, digest = str(Path(name).absolute()), name.removeprefix("sha256:")
+    found = [
+        source
+        for source in sources
+        if name == source.ref.id
+        or path == source.ref.path
+        or (len(digest) >= MIN_PREFIX and source.ref.sha256.startswith(digest))
+    ]
+    if len(found) != 1:
+        known = ", ".join(source.word for source in sources)
+        count = "none" if not found else "more than one"
+        raise InputError(
+            f"the baseline {name!r} is {count} of the adapters",
+            f"use base, or one of: {known or 'none'}",
+        )
+    return found[0]
 
 
 def _prepare(request: EvalRequest, task: Task) -> tuple[tuple[Row, ...], str]:
@@ -196,42 +230,47 @@ def _answer(
     return answer_rows(base, update, rows, metric, Silent(), request.max_new_tokens)
 
 
-def _document(
-    request: EvalRequest,
-    sources: Sequence[Source],
-    task: Task,
-    metric: str,
-    scored: Sequence[_Scored],
-    one: _Scored,
-    clock: Clock,
-) -> EvaluationDocument:
-    estimate = proportion(one.answers.correct)
-    baseline = next(other for other in scored if other.name == request.baseline)
-    few = few_rows_warning(estimate.rows)
-    return EvaluationDocument(
-        adapter=one.source.ref if one.source else "base",
-        base_model=request.base_model,
-        task=EvaluatedTask(
-            name=task.name,
-            sha256=task.sha256,
-            path=str(task.path),
-            rows=estimate.rows,
-            split="test",
-        ),
-        metrics={metric: estimate.value},
-        stderr={metric: estimate.stderr},
-        interval={metric: estimate.interval},
-        paired=None
-        if one is baseline
-        else paired_test(one.answers.correct, baseline.answers.correct, baseline.name, metric),
-        warnings=[few] if few else [],
-        **clock.fields(request.seed, request.command(sources)),
-    )
+@dataclass(frozen=True)
+class _Table:
+    """What the documents of one task have in common."""
+
+    request: EvalRequest
+    sources: Sequence[Source]
+    task: Task
+    metric: str
+    baseline: _Scored
+    clock: Clock
+
+    def document(self, one: _Scored) -> EvaluationDocument:
+        """The document of one adapter, or of the base model."""
+        task, metric, baseline = self.task, self.metric, self.baseline
+        estimate = proportion(one.answers.correct)
+        few = few_rows_warning(estimate.rows)
+        return EvaluationDocument(
+            adapter=one.source.ref if one.source else "base",
+            base_model=self.request.base_model,
+            task=EvaluatedTask(
+                name=task.name,
+                sha256=task.sha256,
+                path=str(task.path),
+                rows=estimate.rows,
+                split="test",
+            ),
+            metrics={metric: estimate.value},
+            stderr={metric: estimate.stderr},
+            interval={metric: estimate.interval},
+            paired=None
+            if one is baseline
+            else paired_test(one.answers.correct, baseline.answers.correct, baseline.name, metric),
+            warnings=[few] if few else [],
+            **self.clock.fields(self.request.seed, self.request.command(self.sources)),
+        )
 
 
 def _samples(scored: _Scored, task: Task, rows: Sequence[Row]) -> list[Sample]:
+    sha256 = scored.source.ref.sha256 if scored.source else None
     answers = zip(rows, scored.answers.predictions, scored.answers.correct, strict=True)
     return [
-        Sample(scored.name, task.name, number, row.input, row.output, prediction, correct)
+        Sample(scored.name, sha256, task.name, number, row.input, row.output, prediction, correct)
         for number, (row, prediction, correct) in enumerate(answers)
     ]

@@ -4,26 +4,35 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recycle_cli.errors import InputError, RecycleError
 
+RESULT_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "recycle.json"}
 
-def check_output(out: Path, force: bool) -> None:
+
+def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
     """Checks, before any work is done, that a result may go to `out`.
+
+    Args:
+        out: the folder to be.
+        force: whether an earlier result may be replaced.
+        sources: the folders that the result is made of, which it must not replace.
 
     Raises:
         InputError: something is there and `force` is not given or it is no result of ours, or
             its parent cannot be written to.
     """
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise InputError(f"{out} exists", "name another folder with --out, or replace it: --force")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", "name a folder with --out")
+    if os.path.lexists(out) and not out.is_dir():
+        raise InputError(f"{out} is no folder", "name a folder with --out")
+    if out.resolve() in {Path(source).resolve() for source in sources}:
+        raise InputError(f"{out} is one of the adapters", "name another folder with --out")
     if out.is_dir() and not _is_result(out):
         raise InputError(
-            f"{out} holds something else than an adapter, so --force leaves it alone",
+            f"{out} holds more than a result of recycle, so --force leaves it alone",
             "name another folder with --out",
         )
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
@@ -32,8 +41,9 @@ def check_output(out: Path, force: bool) -> None:
 
 
 def _is_result(folder: Path) -> bool:
-    """Whether a folder may be replaced: it is empty, or holds an adapter."""
-    return not any(folder.iterdir()) or (folder / "adapter_config.json").is_file()
+    """Whether a folder may be replaced: it is empty, or holds what recycle writes and no more."""
+    there = {path.name for path in folder.iterdir()}
+    return not there or ("recycle.json" in there and there <= RESULT_FILES)
 
 
 @contextlib.contextmanager
@@ -69,5 +79,9 @@ def _replace(beside: Path, out: Path) -> None:
         return
     old = beside.with_name(beside.name + ".old")
     out.rename(old)
-    beside.rename(out)
+    try:
+        beside.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)

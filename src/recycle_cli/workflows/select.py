@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import InputError, RecycleError
-from recycle_cli.evaluation.tasks import Row, Task, split_rows
+from recycle_cli.evaluation.tasks import Row, Task, training_split
 from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import (
     AdapterRef,
@@ -96,6 +96,24 @@ def pool_of(base_model: str, settings: Settings) -> list[Source]:
     return pool
 
 
+def check_request(request: SelectRequest) -> None:
+    """Checks, before anything is loaded, that the request makes sense.
+
+    Raises:
+        InputError: the method is unknown, lacks a task or has no use for what is asked, or the
+            task has too few rows.
+    """
+    method = find_selection_method(request.method)
+    if method.needs_task and request.task is None:
+        raise InputError(f"--method {method.name} needs a task", "name one with --task")
+    if method.needs_task and request.task is not None:
+        _rows_to_score(request, request.task)
+    elif request.rows is not None or request.score_on != "train":
+        raise InputError(
+            f"--method {method.name} scores no rows", "leave out --rows and --score-on"
+        )
+
+
 def select(
     request: SelectRequest,
     pool: Sequence[Source],
@@ -113,14 +131,15 @@ def select(
     Raises:
         InputError: the method is unknown, needs a task and got none, or the task has too few rows.
         RecycleError: none of the adapters could be ranked.
+        ValueError: the method needs the base model and got none.
     """
     clock = Clock()
-    method = find_selection_method(request.method)
-    if not method.needs_task:
+    check_request(request)
+    if not find_selection_method(request.method).needs_task:
         scores = [Score(s.ref.sha256, random_score(s.ref.sha256, request.seed)) for s in pool]
         outcome = _Outcome(scores, [], 0)
     elif request.task is None or base is None:
-        raise InputError(f"--method {method.name} needs a task", "name one with --task")
+        raise ValueError(f"{request.method} runs the base model on a task; one of them is missing")
     else:
         outcome = _evaluate_pool(request, request.task, pool, base, progress)
     if not outcome.scores:
@@ -158,7 +177,7 @@ def _evaluate_pool(
 
 
 def _rows_to_score(request: SelectRequest, task: Task) -> tuple[Row, ...]:
-    train, valid = split_rows(task.train, request.seed, limit=request.rows)
+    train, valid = training_split(task, request.seed, request.rows)
     return train + valid if request.score_on == "all" else train
 
 

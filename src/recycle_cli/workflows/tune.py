@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recycle_cli.errors import InputError
-from recycle_cli.evaluation.tasks import Task, split_rows
+from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.progress import Progress
 from recycle_cli.records import BestStep, MixedAdapter, TuneDocument, TuneTask
 from recycle_cli.tuning.catalog import find_tuning_method
@@ -176,7 +176,7 @@ def tune(
     clock = Clock()
     check_request(request, sources, target)
     method = find_tuning_method(request.method)
-    train, valid = split_rows(request.task.train, request.seed, limit=request.rows)
+    train, valid = training_split(request.task, request.seed, request.rows)
     with writing(request.out, request.force) as folder:
         job = _Job(
             request,
@@ -194,9 +194,12 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     """Checks, before anything is loaded, that the request makes sense.
 
     Raises:
-        InputError: the method is unknown or does not fit the adapters given, or `out` exists.
+        InputError: the method is unknown or does not fit the adapters given, the task has too few
+            training rows, or `out` exists.
     """
-    check_output(request.out, request.force)
+    used = [*sources, *([target] if target else [])]
+    check_output(request.out, request.force, [source.ref.path for source in used])
+    training_split(request.task, request.seed, request.rows)
     method = find_tuning_method(request.method)
     if request.save_dtype not in SAVE_DTYPES:
         raise InputError(
@@ -207,11 +210,21 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
             f"--method {method.name} trains a LoRA of its own and takes no adapters",
             "leave them out, or mix them: --method recycle",
         )
+    if method.mixes and request.license:
+        raise InputError(
+            f"--license is {request.license!r}, but a mixture's licence is that of its sources",
+            "leave it out; the card lists every source's licence",
+        )
     if method.mixes and request.lora != LoraShape():
         given = [name for name, value in vars(request.lora).items() if value]
         raise InputError(
             f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
             "leave out the options that shape a LoRA, or train one: --method lora",
+        )
+    if request.reinit == "experts" and not sources:
+        raise InputError(
+            "--reinit experts redraws the pool's adapters, and there are none",
+            "name some, or redraw the target LoRA: --reinit all",
         )
     if method.target_only and (sources or target is None):
         raise InputError(
