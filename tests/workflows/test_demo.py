@@ -19,7 +19,7 @@ from recycle_cli.workflows import demo as workflow
 from recycle_cli.workflows.demo import DemoRequest, Extent, check_demo, demo
 
 TASK = "hotel_reviews"
-TINY = Extent(rows=30, test_rows=24, k=2, steps=4, eval_every=2)
+TINY = Extent(rows=30, test_rows=24, k=2, lora_steps=6, steps=4, eval_every=2)
 
 
 class Listener(Silent):

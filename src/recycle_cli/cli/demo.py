@@ -23,8 +23,8 @@ ROW_TITLES = {
     "rescaled-target": "control: rescaled target",
 }
 FAST_NOTE = (
-    "This was --fast: fewer rows, adapters and steps. It shows how things work; the figures are "
-    "those of a smaller study than the full demo's."
+    "This was --fast: fewer rows, adapters and steps. It shows how things work; with trainings cut "
+    "this short, neither figures nor verdict are to be relied on."
 )
 
 
