@@ -63,6 +63,19 @@ def test_every_command_and_option_says_what_it_does(line: str) -> None:
     assert CliRunner().invoke(app, [*line.split(), "--help"]).exit_code == 0
 
 
+def test_help_is_the_same_whichever_way_it_is_reached() -> None:
+    for line in ("", "tune", "index", "index show"):
+        words = [*line.split(), "--help"]
+        direct = subprocess.run(
+            [sys.executable, "-m", "recycle_cli", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        usual = CliRunner().invoke(app, words, prog_name="recycle")
+        assert direct.stdout.split() == usual.stdout.split(), "but for where lines are broken"
+
+
 def test_an_unknown_command_or_option_ends_with_2() -> None:
     for line in (["mrege"], ["merge", "--wieghts=1"], ["select", "-k", "none"]):
         result = CliRunner().invoke(app, line)

@@ -113,4 +113,18 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, _end_on_sigterm)
-    app()
+    _answer_help(sys.argv[1:])
+    app(prog_name="recycle")
+
+
+def _answer_help(words: list[str]) -> None:
+    """Goes straight to the command where only its help is asked for, and does not come back.
+
+    The usual way reads the global options first, for which typer loads pydantic: half the time.
+    """
+    command: Any = typer.main.get_command(app)
+    name = "recycle"
+    while words and words[0] in getattr(command, "commands", {}):
+        command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]
+    if words == ["--help"]:
+        command.main(args=words, prog_name=name)
