@@ -114,6 +114,7 @@ EVAL = "eval plain --base-model model"
         (f"{TUNE} --rank-pattern v_proj", ("v_proj=16",)),
         (f"{TUNE} --rank-pattern v_proj=0", ("v_proj=0",)),
         (f"{TUNE} --rank-pattern [(=3", ("'[(=3'",)),
+        (f"{TUNE} --rank-pattern v_proj={'9' * 400}", ("v_proj=999",)),
         (f"{TUNE} --rank-pattern nosuch=3", ("'nosuch'", "q_proj")),
         (f"{TUNE} --target-module q_proj --alpha-pattern v_proj=3", ("'v_proj'", "q_proj")),
         (f"{TUNE} plain --license mit", ("--license is 'mit'",)),

@@ -170,7 +170,7 @@ def _parse_pattern(
         try:
             value = number(text)
             good = value > 0 and math.isfinite(value) and MODULE_NAME.fullmatch(name)
-        except ValueError:
+        except (ValueError, OverflowError):
             good = None
         if not good:
             raise InputError(
