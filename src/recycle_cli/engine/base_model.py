@@ -90,14 +90,13 @@ def load_base_model(name: str, settings: Settings) -> BaseModel:
     compute = choose_compute(settings)
     with _explained(name):
         where = _locate(name, settings)
-    with _explained(name, "the tokenizer of "):
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
-    with _explained(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=compute.dtype, local_files_only=settings.offline, output_loading_info=True
         )
     model, loading = loaded
     _check_complete(name, loading["missing_keys"])
+    with _explained(name, "the tokenizer of "):
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=settings.offline)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.to(compute.device).eval().requires_grad_(False)
