@@ -14,7 +14,6 @@ from recycle_cli.evaluation.verdict import Decision, Method, decide
 from recycle_cli.progress import Progress
 from recycle_cli.records import (
     AdapterDocument,
-    Document,
     EvaluationDocument,
     MergeDocument,
     SelectionDocument,
@@ -26,9 +25,10 @@ from recycle_cli.records import (
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source, resolve_documents
 from recycle_cli.workflows.crawl import CrawlRequest, crawl_folder
-from recycle_cli.workflows.evaluate import BASE, EvalRequest, Evaluated, evaluate
+from recycle_cli.workflows.evaluate import EvalRequest, Evaluated, evaluate
 from recycle_cli.workflows.index import update_index
 from recycle_cli.workflows.merge import MergeRequest, merge
+from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
 from recycle_cli.workflows.provenance import Clock, shown
 from recycle_cli.workflows.select import SelectRequest, pool_of, select
 from recycle_cli.workflows.tune import LoraShape, Reinit, TuneRequest, tune
@@ -48,7 +48,6 @@ HELD_OUT = (
     "larger_counts",
 )
 SELECTION_FILE = "selection.json"
-RESULT_FILE = "recycle.json"
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def check_demo(request: DemoRequest) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", "name a folder with --out")
     there = {path.name for path in out.iterdir()} if out.exists() else set()
-    foreign = there - {SELECTION_FILE, RESULT_FILE, *Method}
+    foreign = there - {SELECTION_FILE, RECORD_FILE, *Method}
     if there and not request.force:
         raise InputError(f"{out} exists", "name another folder with --out, or replace it: --force")
     if foreign:
@@ -184,15 +183,11 @@ def demo(
     run = _Demo(request, settings, base, progress, task)
     with _making(request.out):
         chosen = run.choose(run.find_pool())
-        _write(request.out / SELECTION_FILE, chosen)
+        write_record(request.out / SELECTION_FILE, chosen)
         run.make_all(resolve_documents([chosen], settings))
         document = run.conclude(run.score(), clock)
-        _write(request.out / RESULT_FILE, document)
+        write_record(request.out / RECORD_FILE, document)
     return document
-
-
-def _write(file: Path, document: Document) -> None:
-    file.write_text(document.to_line() + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -246,12 +241,11 @@ class _Demo:
 
     def score(self) -> Evaluated:
         """Scores everything on the same test rows."""
-        extent, target = self.request.extent, self.made[Method.TARGET]
         request = EvalRequest(
             (self.task,),
             self.request.base_model,
-            baseline=Path(target.path).name,
-            rows=extent.test_rows,
+            baseline=Method.TARGET,
+            rows=self.request.extent.test_rows,
         )
         sources = [self._source(method) for method in self.made]
         self._announce("Score them all on rows that none has seen.", request.command(sources))
@@ -283,9 +277,8 @@ class _Demo:
         return min(tuned, key=lambda document: document.best.valid_loss).path
 
     def _row(self, document: EvaluationDocument, decision: Decision) -> StudyRow:
-        method = Method(
-            BASE if isinstance(document.adapter, str) else Path(document.adapter.path).name
-        )
+        adapter = document.adapter
+        method = Method(adapter if isinstance(adapter, str) else adapter.id)
         test = decision.tests.get((method, Method.TARGET))
         made = self.made.get(method)
         return StudyRow(

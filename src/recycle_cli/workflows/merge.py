@@ -17,7 +17,7 @@ from recycle_cli.workflows.model_card import (
     license_warnings,
     render_card,
 )
-from recycle_cli.workflows.output_folder import check_output, writing
+from recycle_cli.workflows.output_folder import RECORD_FILE, check_output, write_record, writing
 from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _write(
             **clock.fields(request.seed, request.command(sources)),
         )
         (folder / "README.md").write_text(render_card(_card(document)), encoding="utf-8")
-        (folder / "recycle.json").write_text(document.to_line() + "\n", encoding="utf-8")
+        write_record(folder / RECORD_FILE, document)
     return document
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.records import Document
 
-RESULT_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "recycle.json"}
+RECORD_FILE = "recycle.json"
+RESULT_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", RECORD_FILE}
 
 
 def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
@@ -43,7 +45,12 @@ def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
 def _is_result(folder: Path) -> bool:
     """Whether a folder may be replaced: it is empty, or holds what recycle writes and no more."""
     there = {path.name for path in folder.iterdir()}
-    return not there or ("recycle.json" in there and there <= RESULT_FILES)
+    return not there or (RECORD_FILE in there and there <= RESULT_FILES)
+
+
+def write_record(file: Path, document: Document) -> None:
+    """Writes a document as the one line that a command prints."""
+    file.write_text(document.to_line() + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

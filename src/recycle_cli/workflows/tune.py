@@ -18,7 +18,7 @@ from recycle_cli.workflows.model_card import (
     license_warnings,
     render_card,
 )
-from recycle_cli.workflows.output_folder import check_output, writing
+from recycle_cli.workflows.output_folder import RECORD_FILE, check_output, write_record, writing
 from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ def _describe(job: _Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> 
     )
     card = render_card(_card(request, document))
     (job.folder / "README.md").write_text(card, encoding="utf-8")
-    (job.folder / "recycle.json").write_text(document.to_line() + "\n", encoding="utf-8")
+    write_record(job.folder / RECORD_FILE, document)
     return document
 
 
