@@ -17,13 +17,8 @@ from support.low_rank import (
 )
 
 from recycle_cli.errors import ExitCode, InputError
-from recycle_cli.lora.truncation import (
-    Truncated,
-    count_for_energy,
-    decompose,
-    parse_rank_policy,
-    truncate,
-)
+from recycle_cli.lora.decomposition import decompose
+from recycle_cli.lora.truncation import Truncated, count_for_energy, parse_rank_policy, truncate
 from recycle_cli.lora.update import LowRankUpdate
 
 # Twice the rank is below, at and above the smaller side, and the rank above both sides.

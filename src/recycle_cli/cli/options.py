@@ -1,6 +1,5 @@
 """Options that several commands share, and what they turn into."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +55,9 @@ TaskOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")]
+SaveDtypeOption = Annotated[
+    str, typer.Option("--save-dtype", help="float32, bfloat16 or float16, on disk.")
+]
 AdaptersArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -73,12 +75,13 @@ class Inputs:
     names: tuple[str, ...]
     documents: "tuple[Document, ...]"
 
-    def sources(self, settings: Settings) -> "list[Source]":
-        """The adapters named, or those that the piped documents name."""
+    def sources(self, settings: Settings, members: bool = False) -> "list[Source]":
+        """The adapters named, or those that the piped documents name; with `members`, those that
+        went into the results that they describe."""
         from recycle_cli.workflows.adapters import resolve_documents, resolve_names
 
         if self.documents:
-            return resolve_documents(self.documents, settings)
+            return resolve_documents(self.documents, settings, members)
         return resolve_names(self.names, settings)
 
     def base_model(self, given: str | None) -> str:
@@ -122,18 +125,6 @@ def read_inputs(adapters: Sequence[str] | None) -> Inputs:
             "- reads standard input, which is a terminal", "pipe a recycle command's --json into it"
         )
     return Inputs((), tuple(read_documents(sys.stdin)))
-
-
-def parse_number(text: str) -> float:
-    """A finite number.
-
-    Raises:
-        ValueError: the text is none.
-    """
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text!r} is not finite")
-    return number
 
 
 def load_base(name: str, session: Session) -> "BaseModel":

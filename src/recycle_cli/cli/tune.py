@@ -15,6 +15,7 @@ from recycle_cli.cli.options import (
     JsonOption,
     OutOption,
     RowsOption,
+    SaveDtypeOption,
     SeedOption,
     Session,
     TaskOption,
@@ -87,9 +88,7 @@ def tune(
         list[str] | None,
         typer.Option("--alpha-pattern", metavar="MODULE=ALPHA", help="Another alpha for a module."),
     ] = None,
-    save_dtype: Annotated[
-        str, typer.Option("--save-dtype", help="float32, bfloat16 or float16, on disk.")
-    ] = "float32",
+    save_dtype: SaveDtypeOption = "float32",
     license_: Annotated[
         str | None, typer.Option("--license", help="The licence to state in the result's card.")
     ] = None,

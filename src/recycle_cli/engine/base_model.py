@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +19,8 @@ from recycle_cli.engine.embedded import embedded_model_folder, find_gguf, missin
 from recycle_cli.errors import InputError
 from recycle_cli.lora.base_names import EMBEDDED_ID, canonical_base_name, same_base_model
 from recycle_cli.settings import Settings
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
 
 Shapes = dict[str, tuple[int, int]]
 """The linear modules of a model: path -> (out, in)."""
@@ -117,6 +120,25 @@ def linear_shapes(name: str, settings: Settings) -> Shapes:
         config = AutoConfig.from_pretrained(where, local_files_only=settings.offline)
     with _explained(name), torch.device("meta"):
         return _linear_shapes(AutoModelForCausalLM.from_config(config))
+
+
+def base_model_folder(name: str, settings: Settings) -> Path:
+    """The folder with a base model's files: a local one, the embedded model's, or that of the
+    Hub's cache, which is filled first where that is needed and allowed.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    _quieten_transformers()
+    with _explained(name):
+        where = _locate(name, settings)
+        if Path(where).is_dir():
+            return Path(where)
+        return Path(
+            snapshot_download(
+                where, allow_patterns=list(MODEL_FILES), local_files_only=settings.offline
+            )
+        )
 
 
 def _linear_shapes(model: nn.Module) -> Shapes:

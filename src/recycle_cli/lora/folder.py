@@ -4,18 +4,18 @@ On disk a LoRA is `adapter_config.json` plus `adapter_model.safetensors`, whose 
 `base_model.model.<module path>.lora_A.weight` (rank, in) and `...lora_B.weight` (out, rank).
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from recycle_cli.errors import InputError
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem, parse_config
@@ -24,7 +24,6 @@ from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.weight")
-HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,39 @@ class Adapter:
     update: ModelUpdate
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Reads a PEFT folder. Nothing in it is executed or handed to PEFT.
+class AdapterFile:
+    """An open adapter folder, read one module at a time.
+
+    The weights file is mapped, not loaded: a module's bytes are read when it is asked for.
+
+    Args:
+        config: the folder's configuration.
+        tensors: the open safetensors file.
+    """
+
+    def __init__(self, config: AdapterConfig, tensors: Any) -> None:
+        self.config = config
+        self._tensors = tensors
+        self._keys = dict(sorted(pair_keys(tensors.keys()).items()))
+        self.shapes = {module: self._check(module) for module in self._keys}
+
+    shapes: Mapping[str, tuple[int, int]]
+    """Module path -> (out, in) of its update, sorted by path."""
+
+    def read(self, module: str) -> LowRankUpdate:
+        """One module's update, factors in float32."""
+        a, b = (self._tensors.get_tensor(key).float() for key in self._keys[module])
+        return LowRankUpdate(a, b, self.config.scale_of(module, a.shape[0]))
+
+    def _check(self, module: str) -> tuple[int, int]:
+        a, b = (tuple(self._tensors.get_slice(key).get_shape()) for key in self._keys[module])
+        check_pair(module, a, b, self.config)
+        return b[0], a[1]
+
+
+@contextlib.contextmanager
+def open_adapter(folder: Path) -> Iterator[AdapterFile]:
+    """Opens a PEFT folder. Nothing in it is executed or handed to PEFT.
 
     Raises:
         InputError: the folder is no adapter folder, or a file in it cannot be read.
@@ -49,10 +79,21 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder} has no {WEIGHTS_FILE}", "name a folder that PEFT's save_pretrained wrote"
         )
     try:
-        tensors = load_file(path)
+        tensors = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}", "fetch or write it again") from error
-    return Adapter(config, _pair_up(tensors, config))
+    with tensors:
+        yield AdapterFile(config, tensors)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """A whole PEFT folder.
+
+    Raises:
+        InputError, AdapterProblem: as `open_adapter`.
+    """
+    with open_adapter(folder) as file:
+        return Adapter(file.config, {module: file.read(module) for module in file.shapes})
 
 
 def read_config(folder: Path) -> Any:
@@ -118,15 +159,6 @@ def check_pair(
         )
 
 
-def _pair_up(tensors: dict[str, Tensor], config: AdapterConfig) -> dict[str, LowRankUpdate]:
-    update = {}
-    for module, (key_a, key_b) in sorted(pair_keys(tensors).items()):
-        a, b = tensors[key_a].float(), tensors[key_b].float()
-        check_pair(module, tuple(a.shape), tuple(b.shape), config)
-        update[module] = LowRankUpdate(a, b, config.scale_of(module, a.shape[0]))
-    return update
-
-
 def write_adapter(
     folder: Path, update: ModelUpdate, base_model: str, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -173,8 +205,10 @@ def write_adapter(
 
 def weights_sha256(folder: Path) -> str:
     """The identity of an adapter: the sha256 of its weights file, in hex."""
-    digest = hashlib.sha256()
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(folder / WEIGHTS_FILE)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

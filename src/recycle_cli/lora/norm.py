@@ -1,4 +1,5 @@
-"""The Frobenius norm of an update, from its factors alone, and a fingerprint built on it."""
+"""Frobenius norms and inner products of updates, from their factors alone, and a fingerprint built
+on them."""
 
 import hashlib
 import math
@@ -23,6 +24,13 @@ def squared_norm(update: LowRankUpdate) -> float:
         return 0.0
     # One scale at a time: its square alone may leave the range of a float.
     return update.scale * (update.scale * overlap)
+
+
+def inner_product(one: LowRankUpdate, other: LowRankUpdate) -> float:
+    """<dW_1, dW_2> = s_1 s_2 tr(A_2 A_1^T B_1^T B_2), without forming either; in float64."""
+    rows = one.A.double() @ other.A.double().T
+    columns = one.B.double().T @ other.B.double()
+    return one.scale * (other.scale * float(torch.sum(rows * columns)))
 
 
 def module_norms(update: ModelUpdate) -> dict[str, float]:

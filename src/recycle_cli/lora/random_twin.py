@@ -4,11 +4,10 @@ If adapters of noise help a mixture as much as real ones, the gain is no transfe
 strangers trained.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
 
+from recycle_cli.lora.draws import generator_for
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 
@@ -24,17 +23,15 @@ def random_twin(update: ModelUpdate, name: str, seed: int) -> ModelUpdate:
     """
     return {
         module: LowRankUpdate(
-            A=_redraw(piece.A, f"{seed}:{name}:{module}:A"),
-            B=_redraw(piece.B, f"{seed}:{name}:{module}:B"),
+            A=_redraw(piece.A, generator_for(seed, name, module, "A")),
+            B=_redraw(piece.B, generator_for(seed, name, module, "B")),
             scale=piece.scale,
         )
         for module, piece in update.items()
     }
 
 
-def _redraw(factor: Tensor, key: str) -> Tensor:
-    digest = hashlib.sha256(key.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def _redraw(factor: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(factor.shape, generator=generator, dtype=torch.float32)
     # One number (rank 1 and width 1) has no spread to imitate; its size does as well.
     spread = factor.float().std(correction=0) if factor.numel() > 1 else factor.float().abs().mean()

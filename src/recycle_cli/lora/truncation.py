@@ -1,18 +1,16 @@
 """Lower the rank of an update, and say how much of it is left.
 
-The best rank-r approximation of dW = s B A (Eckart and Young 1936) is found without forming dW:
-B = Q_B R_B and A^T = Q_A R_A, and the SVD of the small core s R_B R_A^T (rank x rank) gives the
-singular values of dW. All of it is float64, which costs little here and makes it exact.
+The best rank-r approximation of dW (Eckart and Young 1936) keeps its r largest singular values.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from recycle_cli.errors import InputError
+from recycle_cli.lora.decomposition import spectrum
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 NUMBER = re.compile(r"0*[1-9][0-9]{0,8}")
@@ -33,11 +31,41 @@ class RankPolicy:
 
 
 @dataclass(frozen=True)
-class Truncated:
-    """A truncated update and the share of the squared norm that it kept, in [0, 1]."""
+class TruncatedModule:
+    """One module's update at its new rank.
 
-    update: ModelUpdate
-    energy_kept: float
+    Args:
+        update: what is left.
+        kept: its squared Frobenius norm.
+        whole: that of what it was cut from. Both are 0 where nothing was cut.
+    """
+
+    update: LowRankUpdate
+    kept: float = 0.0
+    whole: float = 0.0
+
+    @property
+    def energy_kept(self) -> float:
+        """The share of the squared norm that is left, in [0, 1]."""
+        return _share(self.kept, self.whole)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A whole update at its new ranks, by module path."""
+
+    modules: Mapping[str, TruncatedModule]
+
+    @property
+    def update(self) -> ModelUpdate:
+        """What is left."""
+        return {module: piece.update for module, piece in self.modules.items()}
+
+    @property
+    def energy_kept(self) -> float:
+        """The share of the squared norm of all modules together that is left, in [0, 1]."""
+        pieces = self.modules.values()
+        return _share(sum(p.kept for p in pieces), sum(p.whole for p in pieces))
 
 
 def parse_rank_policy(text: str) -> RankPolicy:
@@ -69,40 +97,36 @@ def count_for_energy(values: Tensor, share: float) -> int:
 
 
 def truncate(update: ModelUpdate, policy: RankPolicy) -> Truncated:
-    """Lowers the rank of every module by the policy. Singular values are shared evenly by the
-    two factors."""
-    if policy.count is None:
-        return Truncated(update, 1.0)
-    kept, whole, pieces = 0.0, 0.0, {}
-    for module, piece in update.items():
-        left, values, right = decompose(piece)
-        count = policy.count(values)
-        root = values[:count].sqrt()
-        pieces[module] = LowRankUpdate(
-            A=root[:, None] * right[:count], B=left[:, :count] * root, scale=1.0
-        )
-        kept += float(values[:count].square().sum())
-        whole += float(values.square().sum())
-    return Truncated(pieces, kept / whole if whole > 0 else 1.0)
+    """Lowers the rank of every module by the policy."""
+    return Truncated({m: truncate_module(piece, policy) for m, piece in update.items()})
 
 
-def decompose(update: LowRankUpdate) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD of dW, in float64.
+def truncate_module(update: LowRankUpdate | Tensor, policy: RankPolicy) -> TruncatedModule:
+    """Lowers the rank of one module's update by the policy.
+
+    Args:
+        update: factors, or the dense matrix dW (out, in).
+        policy: `full` leaves factors as they are and gives a dense matrix its exact rank.
 
     Returns:
-        U (out, k), singular values (k,) in falling order, V^T (k, in), with
-        k = min(rank, out, in).
+        Factors in float64 that share the singular values evenly, unless they were left alone.
     """
-    a, b = update.A.double(), update.B.double() * update.scale
-    if 2 * update.rank > min(update.shape):
-        # Past half the smaller side the two QRs cost more than one SVD of the product itself.
-        left, values, right = torch.linalg.svd(b @ a, full_matrices=False)
-        k = min(update.rank, *update.shape)
-        return left[:, :k], values[:k], right[:k]
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
-    left, values, right = torch.linalg.svd(r_b @ r_a.T)
-    return q_b @ left, values, right @ q_a.T
+    if policy.count is None and isinstance(update, LowRankUpdate):
+        return TruncatedModule(update)
+    found = spectrum(update)
+    values = found.values
+    count = policy.count(values) if policy.count else max(1, found.rank)
+    left, right = found.leading(count)
+    root = values[:count].sqrt()
+    piece = LowRankUpdate(A=root[:, None] * right, B=left * root, scale=1.0)
+    if policy.count is None:
+        return TruncatedModule(piece)
+    squares = values.square()
+    return TruncatedModule(piece, float(squares[:count].sum()), float(squares.sum()))
+
+
+def _share(kept: float, whole: float) -> float:
+    return kept / whole if whole > 0 else 1.0
 
 
 def _number(text: str) -> float | None:

@@ -22,7 +22,6 @@ from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem, parse_config
 from recycle_cli.lora.folder import (
     CONFIG_FILE,
-    HASH_CHUNK,
     WEIGHTS_FILE,
     check_pair,
     pair_keys,
@@ -38,6 +37,7 @@ SOURCE_CONFIG_FILE = "adapter_config.original.json"
 UNFINISHED_PREFIX = ".unfinished-"
 UNFINISHED_AGE_S = 24 * 3600.0
 RENAME_ATTEMPTS = 5
+COPY_CHUNK = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -238,7 +238,7 @@ def _copy_durably(source: Path, target: Path) -> str:
     """Copies a file and returns the sha256 of what was copied."""
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(HASH_CHUNK):
+        while chunk := reader.read(COPY_CHUNK):
             digest.update(chunk)
             writer.write(chunk)
         writer.flush()

@@ -1,6 +1,7 @@
 """From what the user names to adapters: folders, ids in the index, documents from a pipe."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ from recycle_cli.settings import Settings
 from recycle_cli.workflows.provenance import shown
 
 if TYPE_CHECKING:
-    from recycle_cli.lora.folder import Adapter
-    from recycle_cli.lora.update import ModelUpdate
+    from recycle_cli.lora.folder import AdapterFile
+    from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,70 @@ class Source:
         """Its update.
 
         Raises:
+            InputError: as `open`.
+        """
+        with self.open(base_model) as opened:
+            return {module: opened.read(module) for module in opened.shapes}
+
+    @contextlib.contextmanager
+    def open(self, base_model: str) -> "Iterator[OpenSource]":
+        """Opens it, to be read one module at a time.
+
+        Raises:
             InputError: it cannot be read, or says that it belongs to another base model.
         """
-        adapter = self._read()
-        stated = adapter.config.base_model
+        from recycle_cli.lora.folder import open_adapter
+
+        with contextlib.ExitStack() as stack:
+            with self._named():
+                file = stack.enter_context(open_adapter(Path(self.ref.path)))
+            self._check_base(file.config.base_model, base_model)
+            yield OpenSource(self, file)
+
+    def _check_base(self, stated: str | None, base_model: str) -> None:
         if stated and _is_model_name(stated) and not same_base_model(stated, base_model):
             raise InputError(
                 f"adapter {self.ref.id!r} belongs to {stated}, not to {base_model}",
                 f"leave it out, or use --base-model {stated}",
             )
-        return adapter.update
 
-    def _read(self) -> "Adapter":
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Puts the adapter's name before what is wrong with it."""
         from recycle_cli.lora.config import AdapterProblem
-        from recycle_cli.lora.folder import read_adapter
 
         try:
-            return read_adapter(Path(self.ref.path))
+            yield
         except AdapterProblem as problem:
             message = f"adapter {self.ref.id!r} cannot be used: {problem.message}"
             raise InputError(message, problem.hint) from problem
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """An adapter that is open for reading."""
+
+    source: Source
+    file: "AdapterFile"
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Module path -> (out, in), sorted by path."""
+        return self.file.shapes
+
+    def read(self, module: str) -> "LowRankUpdate":
+        """The update of one module.
+
+        Raises:
+            InputError: it holds NaN or infinity.
+        """
+        piece = self.file.read(module)
+        if not (piece.A.isfinite().all() and piece.B.isfinite().all()):
+            raise InputError(
+                f"adapter {self.source.ref.id!r} cannot be used: {module} holds NaN or infinity",
+                "leave this adapter out",
+            )
+        return piece
 
 
 def _is_model_name(name: str) -> bool:
@@ -78,14 +123,21 @@ def resolve_names(names: Sequence[str], settings: Settings) -> list[Source]:
     return _all_different([_resolve(name, settings) for name in names])
 
 
-def resolve_documents(documents: Sequence[Document], settings: Settings) -> list[Source]:
+def resolve_documents(
+    documents: Sequence[Document], settings: Settings, members: bool = False
+) -> list[Source]:
     """The adapters that documents from a pipe name: those of selections, accepted ones of a crawl
     or an index listing, and the results of merge and tune.
+
+    Args:
+        documents: what came through the pipe.
+        settings: where the index is.
+        members: take the adapters that went into the results of merge and tune, not the results.
 
     Raises:
         InputError: there is none, an adapter's folder has gone, or one comes twice.
     """
-    sources = [source for document in documents for source in _sources_in(document)]
+    sources = [source for document in documents for source in _sources_in(document, members)]
     if not sources:
         raise InputError(
             "the input names no adapters", "pipe in what select, crawl, merge or tune printed"
@@ -165,24 +217,33 @@ def _catalog_source(row: AdapterDocument) -> Source:
     return Source(ref, row.license)
 
 
-def _sources_in(document: Document) -> list[Source]:
-    if isinstance(document, SelectionDocument):
-        refs: list[AdapterRef] = list(document.adapters)
-    elif isinstance(document, AdapterDocument):
+def _sources_in(document: Document, members: bool) -> list[Source]:
+    if isinstance(document, AdapterDocument):
         return [_catalog_source(document)] if document.status == "accepted" else []
-    elif isinstance(document, MergeDocument | TuneDocument):
-        name = Path(document.path).name
-        refs = [AdapterRef(id=name, sha256=document.sha256, path=document.path)]
-    elif isinstance(document, EvaluationDocument):
-        refs = [document.adapter] if isinstance(document.adapter, AdapterRef) else []
-    else:
-        refs = []
+    refs = _refs_in(document, members)
     for ref in refs:
         if not Path(ref.path).is_dir():
             raise InputError(
                 f"adapter {ref.id!r} is no longer at {ref.path}", "run the first command again"
             )
     return [Source(_plain(ref)) for ref in refs]
+
+
+def _refs_in(document: Document, members: bool) -> Sequence[AdapterRef]:
+    if isinstance(document, SelectionDocument):
+        return document.adapters
+    if isinstance(document, MergeDocument | TuneDocument):
+        if members:
+            return document.adapters
+        if isinstance(document, MergeDocument) and document.form == "model":
+            raise InputError(
+                f"{document.path} is a merged model, no adapter",
+                f"use it as a base model: --base-model {document.path}",
+            )
+        return [AdapterRef(id=Path(document.path).name, sha256=document.sha256, path=document.path)]
+    if isinstance(document, EvaluationDocument) and isinstance(document.adapter, AdapterRef):
+        return [document.adapter]
+    return []
 
 
 def _plain(ref: AdapterRef) -> AdapterRef:

@@ -27,7 +27,8 @@ from recycle_cli.workflows.adapters import Source, resolve_documents
 from recycle_cli.workflows.crawl import CrawlRequest, crawl_folder
 from recycle_cli.workflows.evaluate import EvalRequest, Evaluated, evaluate
 from recycle_cli.workflows.index import update_index
-from recycle_cli.workflows.merge import MergeRequest, merge
+from recycle_cli.workflows.merge import merge
+from recycle_cli.workflows.merge_request import MergeRequest
 from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
 from recycle_cli.workflows.provenance import Clock, shown
 from recycle_cli.workflows.select import SelectRequest, pool_of, select
@@ -296,7 +297,7 @@ class _Demo:
         out = self.request.out / Method.AVERAGE
         request = MergeRequest(self.request.base_model, out)
         self._announce("Average the selected adapters, without data.", request.command(chosen))
-        self.made[Method.AVERAGE] = merge(request, chosen, self.progress)
+        self.made[Method.AVERAGE] = merge(request, chosen, self.settings, self.progress)
 
     def _tune(
         self,

@@ -1,21 +1,35 @@
 """The README.md of a result folder: where it comes from, and under which licences."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-UNKNOWN = "unknown"
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 CARD = """\
 ---
 base_model: {{ base_model }}
+{%- if model %}
+base_model_relation: merge
+library_name: transformers
+{%- else %}
 library_name: peft
-{%- if license %}
-license: {{ license }}
+{%- endif %}
+{%- if licenses | length == 1 %}
+license: {{ licenses[0] }}
+{%- elif licenses %}
+license:
+{%- for license in licenses %}
+- {{ license }}
+{%- endfor %}
 {%- endif %}
 tags:
+{%- if model %}
+- merge
+{%- else %}
 - lora
+{%- endif %}
 - recycle
+{%- if not model %}
 - base_model:adapter:{{ base_model }}
+{%- endif %}
 ---
 # {{ title }}
 
@@ -34,6 +48,18 @@ tags:
 {%- for line in facts %}
 - {{ line }}
 {%- endfor %}
+{%- if energies %}
+
+<details><summary>Share of the squared norm kept, by module</summary>
+
+| module | kept |
+|---|---|
+{%- for module, energy in energies.items() %}
+| {{ module }} | {{ "%.4f" | format(energy) }} |
+{%- endfor %}
+
+</details>
+{%- endif %}
 
 Made by:
 
@@ -67,7 +93,9 @@ class Card:
         facts: lines of the list below the table.
         command: the command line that made it.
         warnings: shown before everything else.
-        license: of the result; None where it cannot be told.
+        licenses: of the result; none where they cannot be told.
+        model: whether it is a whole model, not an adapter.
+        energies: the share of the squared norm that was kept, by module, where some was cut.
     """
 
     title: str
@@ -78,7 +106,9 @@ class Card:
     sources: Sequence[CardSource] = ()
     figure: str = "weight"
     warnings: Sequence[str] = ()
-    license: str | None = None
+    licenses: Sequence[str] = ()
+    model: bool = False
+    energies: Mapping[str, float] = field(default_factory=dict)
 
 
 def render_card(card: Card) -> str:
@@ -87,27 +117,3 @@ def render_card(card: Card) -> str:
 
     template = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
     return template.from_string(CARD).render(vars(card)).rstrip() + "\n"
-
-
-def license_of_sources(licenses: Sequence[str | None]) -> str | None:
-    """The one licence that all sources carry, or None where they differ or one has none."""
-    found = set(licenses)
-    return next(iter(found)) if len(found) == 1 else None
-
-
-def license_warnings(licenses: Sequence[str | None]) -> list[str]:
-    """What a user should know about the licences of what went into a result."""
-    warnings = []
-    missing = sum(license is None for license in licenses)
-    if missing:
-        warnings.append(
-            f"{missing} of {len(licenses)} source adapters state no licence: "
-            "without one you may have no right to pass the result on."
-        )
-    known = sorted({license for license in licenses if license})
-    if len(known) > 1:
-        warnings.append(
-            f"The source adapters carry different licences ({', '.join(known)}); "
-            "the result has to satisfy all of them."
-        )
-    return warnings

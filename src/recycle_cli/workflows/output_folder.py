@@ -1,17 +1,41 @@
 """Result folders: whole or not there at all, and never over something that is."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.records import Document
 
+if TYPE_CHECKING:
+    import torch
+
 RECORD_FILE = "recycle.json"
 RESULT_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", RECORD_FILE}
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_save_dtype(name: str) -> None:
+    """Checks the dtype that factors are to have on disk.
+
+    Raises:
+        InputError: it is none of SAVE_DTYPES.
+    """
+    if name not in SAVE_DTYPES:
+        raise InputError(f"--save-dtype is {name!r}", f"use one of {', '.join(SAVE_DTYPES)}")
+
+
+def dtype_named(name: str) -> "torch.dtype":
+    """The dtype of that name, one of SAVE_DTYPES."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
@@ -44,8 +68,19 @@ def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
 
 def _is_result(folder: Path) -> bool:
     """Whether a folder may be replaced: it is empty, or holds what recycle writes and no more."""
-    there = {path.name for path in folder.iterdir()}
-    return not there or (RECORD_FILE in there and there <= RESULT_FILES)
+    if not any(folder.iterdir()):
+        return True
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return RECORD_FILE in there and there <= RESULT_FILES | _recorded_files(folder)
+
+
+def _recorded_files(folder: Path) -> set[str]:
+    """The names that the record says were written; none where it is not ours."""
+    try:
+        files = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["files"]
+        return {name for name in files if isinstance(name, str)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def write_record(file: Path, document: Document) -> None:

@@ -11,14 +11,16 @@ from recycle_cli.progress import Progress
 from recycle_cli.records import BestStep, MixedAdapter, TuneDocument, TuneTask
 from recycle_cli.tuning.catalog import find_tuning_method
 from recycle_cli.workflows.adapters import Source, load_updates
-from recycle_cli.workflows.model_card import (
-    Card,
-    CardSource,
-    license_of_sources,
-    license_warnings,
-    render_card,
+from recycle_cli.workflows.licenses import card_licenses, license_warnings
+from recycle_cli.workflows.model_card import Card, CardSource, render_card
+from recycle_cli.workflows.output_folder import (
+    RECORD_FILE,
+    check_output,
+    check_save_dtype,
+    dtype_named,
+    write_record,
+    writing,
 )
-from recycle_cli.workflows.output_folder import RECORD_FILE, check_output, write_record, writing
 from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from recycle_cli.tuning.mixture import Mixture
 
 Reinit = Literal["none", "experts", "all"]
-SAVE_DTYPES = ("float32", "bfloat16", "float16")
 # The logits of the exported adapter are compared with those of the model as trained on this many
 # training rows.
 COMPARED_ROWS = 8
@@ -201,10 +202,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     check_output(request.out, request.force, [source.ref.path for source in used])
     training_split(request.task, request.seed, request.rows)
     method = find_tuning_method(request.method)
-    if request.save_dtype not in SAVE_DTYPES:
-        raise InputError(
-            f"--save-dtype is {request.save_dtype!r}", f"use one of {', '.join(SAVE_DTYPES)}"
-        )
+    check_save_dtype(request.save_dtype)
     if not method.mixes and (sources or target or request.reinit != "none"):
         raise InputError(
             f"--method {method.name} trains a LoRA of its own and takes no adapters",
@@ -257,7 +255,7 @@ def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     progress.stage("training a target LoRA", plan.steps)
     with target_lora(base, recipe, request.seed) as peft_model:
         trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress)
-        save_target_lora(peft_model, job.folder, _dtype(request.save_dtype))
+        save_target_lora(peft_model, job.folder, dtype_named(request.save_dtype))
         settings = _in_force(request, base, plan, vars(recipe))
         return _Outcome(trained, settings, [], _compared_logits(job, base))
 
@@ -275,7 +273,7 @@ def _mix(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     mixture = Mixture(updates, recipe, base.compute.device)
     progress.stage(f"mixing {len(updates)} adapters", plan.steps)
     trained = train_mixture(base, mixture, job.train, job.valid, plan, progress)
-    write_adapter(job.folder, mixture.folded(), request.base_model, _dtype(request.save_dtype))
+    write_adapter(job.folder, mixture.folded(), request.base_model, dtype_named(request.save_dtype))
     settings = _in_force(request, base, plan, {"granularity": "module", **vars(recipe)})
     with attached(base, mixture.components, mixture.gates()):
         return _Outcome(trained, settings, _coefficients(mixture, job), _compared_logits(job, base))
@@ -327,12 +325,6 @@ def _plan(request: TuneRequest, default: "TrainingPlan") -> "TrainingPlan":
         seed=request.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
 
 
 def _in_force(
@@ -426,5 +418,5 @@ def _card(request: TuneRequest, document: TuneDocument) -> Card:
         ],
         command=" ".join(document.command),
         warnings=document.warnings,
-        license=request.license or (license_of_sources(licenses) if licenses else None),
+        licenses=[request.license] if request.license else card_licenses(licenses),
     )
