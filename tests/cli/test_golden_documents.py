@@ -24,6 +24,7 @@ COMMANDS = {
     "list": "index list --sort id --status all",
     "stats": "index stats",
     "select": "select --method random -k 2 --base-model BASE",
+    "methods": "merge --list",
     "merge": "merge lab/plain shop/mlp --base-model BASE --rank 3 --out merged",
     "lora": "tune --task TASK --base-model BASE --out target --rank 2 --target-module q_proj FEW",
     "recycle": "tune lab/plain --target target --task TASK --base-model BASE --out mixed FEW",
