@@ -1,4 +1,4 @@
-"""`python -m bench [--only NAME]... [--write]`: prints the table; --write keeps it in README.md."""
+"""`python -m bench [--only NAME]... [--write]`: prints the tables; --write keeps them."""
 
 import argparse
 import os
@@ -9,9 +9,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-README = Path(__file__).with_name("README.md")
+HERE = Path(__file__).parent
+README, MERGE_PAGE = HERE / "README.md", HERE.parent / "docs" / "merge.md"
 MARKERS = re.compile(r"(<!-- bench:start -->\n).*(<!-- bench:end -->)", re.DOTALL)
-HEADER = "| what | recycle | compared with | takes | times as fast |\n|---|---|---|---|---|"
+HEADER = (
+    "| what | recycle | extra memory | compared with | takes | extra memory | times as fast |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def machine() -> str:
@@ -25,27 +29,35 @@ def machine() -> str:
 
 def main() -> None:
     """Runs the benches asked for."""
-    from bench import algebra, passes, startup
+    from bench import algebra, merge, passes, startup
 
-    benches = {"startup": startup, "algebra": algebra, "passes": passes}
+    pages = {
+        README: {"startup": startup, "algebra": algebra, "passes": passes},
+        MERGE_PAGE: {"merge": merge},
+    }
+    names = [name for benches in pages.values() for name in benches]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", choices=list(benches))
+    parser.add_argument("--only", action="append", choices=names)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    lines = [HEADER]
-    print(HEADER, flush=True)
-    for name in options.only or benches:
-        for comparison in benches[name].comparisons():
-            lines.append(comparison.row())
-            print(lines[-1], flush=True)
-    lines.append(f"\n{machine()}\n")
-    print(lines[-1])
-    if options.write:
-        text = README.read_text(encoding="utf-8")
-        table = "\n".join(lines)
-        README.write_text(
-            MARKERS.sub(lambda match: match[1] + table + match[2], text), encoding="utf-8"
-        )
+    for page, benches in pages.items():
+        wanted = [name for name in benches if name in (options.only or names)]
+        lines = [HEADER] if wanted else []
+        print(*lines, sep="\n", flush=True)
+        for name in wanted:
+            for comparison in benches[name].comparisons():
+                lines.append(comparison.row())
+                print(lines[-1], flush=True)
+        if wanted:
+            lines.append(f"\n{machine()}\n")
+            print(lines[-1])
+        if wanted and options.write:
+            _write(page, "\n".join(lines))
+
+
+def _write(page: Path, table: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    page.write_text(MARKERS.sub(lambda match: match[1] + table + match[2], text), encoding="utf-8")
 
 
 if __name__ == "__main__":

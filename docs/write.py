@@ -1,4 +1,5 @@
-"""Writes documents.md, the reference of the JSON documents, from the models in records.py."""
+"""Writes documents.md, the reference of the JSON documents, from the models in records.py, and the
+rules in merge.md from the merging catalog."""
 
 import re
 import types
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from recycle_cli import records
+from recycle_cli.merging.catalog import METHODS, WEIGHT_USES, MergeMethod
 
 PAGE = Path(__file__).with_name("documents.md")
+MERGE_PAGE = Path(__file__).with_name("merge.md")
+RULES = re.compile(r"(<!-- rules:start -->\n).*(<!-- rules:end -->)", re.DOTALL)
 HEAD = """\
 # JSON documents
 
@@ -77,5 +81,42 @@ def _type(annotation: Any) -> str:
     return names.get(annotation, "null" if annotation is type(None) else "any")
 
 
+def merge_page() -> str:
+    """The page on merging, with its rules as the catalog has them."""
+    rules = "\n".join(_rule(method) for method in METHODS.values())
+    text = MERGE_PAGE.read_text(encoding="utf-8")
+    return RULES.sub(lambda match: match[1] + rules + match[2], text)
+
+
+def _rule(method: MergeMethod) -> str:
+    """A section on one rule: two sentences, a formula, and what holds for it."""
+    summary = method.summary[0].upper() + method.summary[1:]
+    facts = [
+        method.paper,
+        f"weights {WEIGHT_USES[method.weights]}",
+        *(f"`{p.option}` {_default(method, p.name)} ({p.range})" for p in method.parameters),
+        "the same for any factors of an update"
+        if method.invariant
+        else "depends on how an update is split into factors",
+        _alone(method),
+    ]
+    return f"### {method.name}\n\n{summary}. {method.detail}\n\n    {method.formula}\n\n" + (
+        f"{'; '.join(facts)}.\n"
+    )
+
+
+def _default(method: MergeMethod, name: str) -> str:
+    value = method.defaults[name]
+    return "chosen by the rule" if value is None else f"{value}"
+
+
+def _alone(method: MergeMethod) -> str:
+    if method.lossless is None:
+        return "changes even a single adapter"
+    at = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in method.lossless.items())
+    return "a single adapter comes back as it is" + (f" with `{at}`" if at else "")
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    MERGE_PAGE.write_text(merge_page(), encoding="utf-8")

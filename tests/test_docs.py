@@ -11,13 +11,16 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md
                 *ROOT.glob("bench/*.md"), *ROOT.glob("examples/*/README.md")])  # fmt: skip
 
 
-def test_the_reference_of_the_documents_is_fresh() -> None:
+def test_pages_written_from_the_code_are_fresh() -> None:
     spec = importlib.util.spec_from_file_location("docs_write", ROOT / "docs/write.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs/documents.md").read_text(encoding="utf-8") == module.page(), (
+        "run: make docs"
+    )
+    assert (ROOT / "docs/merge.md").read_text(encoding="utf-8") == module.merge_page(), (
         "run: make docs"
     )
 

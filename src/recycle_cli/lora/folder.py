@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from recycle_cli.errors import InputError
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem, parse_config
@@ -200,7 +201,19 @@ def write_adapter(
         prefix = f"base_model.model.{module}"
         tensors[f"{prefix}.lora_A.weight"] = piece.A.to(dtype).contiguous()
         tensors[f"{prefix}.lora_B.weight"] = (piece.B * piece.scale).to(dtype).contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: the disk refused; safetensors has an error of its own for that.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from error
 
 
 def weights_sha256(folder: Path) -> str:

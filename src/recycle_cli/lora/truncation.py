@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from recycle_cli.errors import InputError
-from recycle_cli.lora.decomposition import spectrum
+from recycle_cli.lora.decomposition import leading_triplets, spectrum
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 NUMBER = re.compile(r"0*[1-9][0-9]{0,8}")
@@ -24,10 +25,12 @@ class RankPolicy:
     Args:
         text: as the user wrote it: `full`, a number, or `energy:0.99`.
         count: given the singular values in falling order, how many to keep; None for `full`.
+        limit: the number for `N`, which needs no singular values.
     """
 
     text: str
     count: Callable[[Tensor], int] | None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def parse_rank_policy(text: str) -> RankPolicy:
     if text == "full":
         return RankPolicy(text, None)
     if NUMBER.fullmatch(text):
-        return RankPolicy(text, lambda values: min(int(text), len(values)))
+        return RankPolicy(text, lambda values: min(int(text), len(values)), int(text))
     match = ENERGY.fullmatch(text)
     share = _number(match[1]) if match else None
     if share is not None and 0 < share <= 1:
@@ -113,16 +116,28 @@ def truncate_module(update: LowRankUpdate | Tensor, policy: RankPolicy) -> Trunc
     """
     if policy.count is None and isinstance(update, LowRankUpdate):
         return TruncatedModule(update)
+    if isinstance(update, Tensor) and policy.limit and 2 * policy.limit <= min(update.shape):
+        left, values, right = leading_triplets(update, policy.limit)
+        whole = float(torch.linalg.vector_norm(update, dtype=torch.float64)) ** 2
+        return TruncatedModule(_shared(left, values, right), _energy(values), whole)
     found = spectrum(update)
-    values = found.values
-    count = policy.count(values) if policy.count else max(1, found.rank)
+    count = policy.count(found.values) if policy.count else max(1, found.rank)
     left, right = found.leading(count)
-    root = values[:count].sqrt()
-    piece = LowRankUpdate(A=root[:, None] * right, B=left * root, scale=1.0)
+    values = found.values[:count]
+    piece = _shared(left, values, right)
     if policy.count is None:
         return TruncatedModule(piece)
-    squares = values.square()
-    return TruncatedModule(piece, float(squares[:count].sum()), float(squares.sum()))
+    return TruncatedModule(piece, _energy(values), _energy(found.values))
+
+
+def _shared(left: Tensor, values: Tensor, right: Tensor) -> LowRankUpdate:
+    """U S V^T with the singular values shared evenly by the factors."""
+    root = values.sqrt()
+    return LowRankUpdate(A=root[:, None] * right, B=left * root, scale=1.0)
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.square().sum())
 
 
 def _share(kept: float, whole: float) -> float:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from recycle_cli.errors import InputError
+from recycle_cli.lora.folder import save_tensors
 from recycle_cli.lora.update import LowRankUpdate, row_blocks
 
 SINGLE_FILE = "model.safetensors"
@@ -151,7 +152,7 @@ def write_merged(
                 done()
         with safe_open(checkpoint.folder / shard, framework="pt") as opened:
             metadata = opened.metadata() or {"format": "pt"}
-        save_file(tensors, out / shard, metadata=metadata)
+        save_tensors(tensors, out / shard, metadata)
     return sorted(path.name for path in out.iterdir())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recycle_cli.errors import InputError
-from recycle_cli.merging.catalog import load_rule
+from recycle_cli.merging.catalog import MergeMethod, load_rule
 from recycle_cli.progress import Progress
 from recycle_cli.records import MergeDocument, WeightedAdapter
 from recycle_cli.settings import Settings
@@ -59,7 +59,7 @@ def merge(
         if request.into_base is not None:
             with writing(request.out, request.force) as folder:
                 outcome = write_merged_model(request, merger, policy, settings, folder, progress)
-                return _describe(request, sources, outcome, folder, clock)
+                return _describe(request, method, sources, outcome, folder, clock)
         residual = None
         if request.form == WITH_RESIDUAL and method.split:
             first, rest = (_merger(request, opened, load_rule(part)) for part in method.split)
@@ -70,7 +70,7 @@ def merge(
             adapter = merge_modules(merger, policy, request.save_dtype, progress)
     with writing(request.out, request.force) as folder:
         outcome = write_merged_adapter(request, adapter, residual, folder)
-        return _describe(request, sources, outcome, folder, clock)
+        return _describe(request, method, sources, outcome, folder, clock)
 
 
 @contextlib.contextmanager
@@ -112,6 +112,7 @@ def _merger(request: MergeRequest, opened: Sequence[OpenSource], rule: "MergeRul
 
 def _describe(
     request: MergeRequest,
+    method: MergeMethod,
     sources: Sequence[Source],
     outcome: Outcome,
     folder: Path,
@@ -119,7 +120,6 @@ def _describe(
 ) -> MergeDocument:
     """Writes the card and the record beside what was written."""
     weights = request.weights or [1.0] * len(sources)
-    method = check_merge(request, sources)
     written = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
     document = MergeDocument(
         method=request.method,

@@ -201,6 +201,9 @@ def _deviation(name: str, update: "ModelUpdate", folder: Path, settings: Setting
     from recycle_cli.engine.base_model import load_base_model
     from recycle_cli.engine.comparison import sample_logits
 
+    if settings.dtype == "auto":
+        # In a coarser dtype the passes themselves would differ more than the weights do.
+        settings = replace(settings, dtype="float32")
     apart = sample_logits(load_base_model(name, settings), update)
     merged = sample_logits(load_base_model(str(folder), settings), None)
     return float((apart - merged).abs().max())
