@@ -159,7 +159,7 @@ def merge(
         out=out,
         method=method,
         parameters={name: value for name, value in parameters.items() if value is not None},
-        weights=tuple(scaled(resolved, weights_sum)) if resolved else None,
+        weights=tuple(scaled(resolved, weights_sum, method)) if resolved else None,
         absent=absent,
         rank=rank,
         uniform=uniform,

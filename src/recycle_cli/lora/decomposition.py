@@ -39,9 +39,9 @@ def spectrum(update: LowRankUpdate | Tensor) -> Spectrum:
         # Past half the smaller side the two QRs cost more than one SVD of the product itself.
         product = (update.B.double() * update.scale) @ update.A.double()
         return _dense_spectrum(product, min(update.rank, *update.shape), product.dtype)
-    left_turn, r_b = _reflections(update.B.double() * update.scale)
+    left_turn, r_b = _reflections(update.B.double())
     right_turn, r_a = _reflections(update.A.double().T)
-    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    left, values, right = torch.linalg.svd(update.scale * r_b @ r_a.T)
 
     def leading(count: int) -> tuple[Tensor, Tensor]:
         return left_turn(left[:, :count]), right_turn(right[:count].T).T

@@ -17,7 +17,7 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.training import Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
-from recycle_cli.lora.folder import WEIGHTS_FILE
+from recycle_cli.lora.folder import WEIGHTS_FILE, save_tensors
 from recycle_cli.progress import Progress
 
 
@@ -131,7 +131,7 @@ def train_target_lora(
 
 def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:
     """Writes the LoRA as PEFT does, with the factors in `dtype`."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     with warnings.catch_warnings():
         # PEFT warns that it cannot ask the Hub whether the vocabulary was changed; it was not.
@@ -139,4 +139,4 @@ def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:
         peft_model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / WEIGHTS_FILE
     tensors = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_tensors(tensors, path, {"format": "pt"})

@@ -51,7 +51,8 @@ def merge(
     clock = Clock()
     method = check_merge(request, sources)
     policy = parse_rank_policy(request.rank)
-    check_output(request.out, request.force, [source.ref.path for source in sources])
+    read = [source.ref.path for source in sources] + [request.into_base or ""]
+    check_output(request.out, request.force, [path for path in read if path])
     rule = method.load(method.settings(request.parameters))
     with _opened(sources, request.base_model) as opened:
         merger = _merger(request, opened, rule)

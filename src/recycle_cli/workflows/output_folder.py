@@ -55,7 +55,7 @@ def check_output(out: Path, force: bool, sources: Sequence[str] = ()) -> None:
     if os.path.lexists(out) and not out.is_dir():
         raise InputError(f"{out} is no folder", "name a folder with --out")
     if out.resolve() in {Path(source).resolve() for source in sources}:
-        raise InputError(f"{out} is one of the adapters", "name another folder with --out")
+        raise InputError(f"{out} is what the result is made of", "name another folder with --out")
     if out.is_dir() and not _is_result(out):
         raise InputError(
             f"{out} holds more than a result of recycle, so --force leaves it alone",

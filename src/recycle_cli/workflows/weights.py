@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recycle_cli.errors import InputError
+from recycle_cli.merging.catalog import WEIGHT_USES, find_merge_method
 from recycle_cli.records import Document, MergeDocument, SelectionDocument, TuneDocument
 from recycle_cli.workflows.adapters import Source
 
@@ -82,14 +83,20 @@ def parse_weights(text: str) -> Weights:
     return Weights(names=names)
 
 
-def scaled(weights: Sequence[float], total: float | None) -> list[float]:
+def scaled(weights: Sequence[float], total: float | None, method: str) -> list[float]:
     """The weights, multiplied so that their sum is `total`, where one is given.
 
     Raises:
-        InputError: their sum is 0.
+        InputError: their sum is 0, or only their shares in it count in this merge method.
     """
     if total is None:
         return list(weights)
+    if find_merge_method(method).weights != "factors":
+        raise InputError(
+            f"--weights-sum has no effect with --method {method}, where weights "
+            f"{WEIGHT_USES[find_merge_method(method).weights]}",
+            "leave it out",
+        )
     if sum(weights) == 0:
         raise InputError(
             f"the weights sum to 0, so no factor brings them to --weights-sum {total:g}",
