@@ -229,9 +229,10 @@ class MergeDocument(Document, Run):
     `residual`, an adapter too) or `model`; `files` are all that was written, below `path`. `rank`
     is the largest among its modules. `energy_kept` is the share of the exact merge's squared
     Frobenius norm that was kept, in [0, 1], and `energy_by_module` that of every module that was
-    cut; where there is a residual, both are about it. `sha256` is that of the weights file; of a model, that of the digests of its weights files
-    in the order of their names. `max_logit_deviation` compares a model with the base and the
-    unmerged update, where that was asked for. `licenses` are those of all sources, each once.
+    cut; where there is a residual, both are about it. `sha256` is that of the weights file; of a
+    model, that of the digests of its weights files in the order of their names.
+    `max_logit_deviation` compares a model with the base and the unmerged update, where that was
+    asked for. `licenses` are those of all sources, each once.
     """
 
     kind: ClassVar[str] = "merge"
