@@ -13,7 +13,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from recycle_cli.lora.update import BLOCK_ENTRIES, LowRankUpdate
+from recycle_cli.lora.update import LowRankUpdate
+
+WHOLE_SIDE = 128
+"""Up to this side, all eigenpairs of a matrix come as fast as some of them."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,47 @@ class Spectrum:
     leading: Callable[[int], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Core:
+    """A small matrix with the singular values of an update, and the way back from its vectors.
+
+    Args:
+        matrix: (k, l), float64.
+        turn_left: x (k, n) -> (out, n), a product with orthonormal columns.
+        turn_right: x (l, n) -> (in, n), the same on the other side.
+    """
+
+    matrix: Tensor
+    turn_left: Callable[[Tensor], Tensor]
+    turn_right: Callable[[Tensor], Tensor]
+
+
+def core_of(update: LowRankUpdate | Tensor) -> Core:
+    """The core s R_B R_A^T of an update, or dW itself where its rank is past half the smaller side:
+    there the two QRs cost more than they save."""
+    if isinstance(update, Tensor):
+        return Core(update.double(), _as_it_is, _as_it_is)
+    if 2 * update.rank > min(update.shape):
+        product = (update.B.double() * update.scale) @ update.A.double()
+        return Core(product, _as_it_is, _as_it_is)
+    turn_left, r_b = _reflections(update.B.double())
+    turn_right, r_a = _reflections(update.A.double().T)
+    return Core(update.scale * r_b @ r_a.T, turn_left, turn_right)
+
+
 def spectrum(update: LowRankUpdate | Tensor) -> Spectrum:
     """The singular values of an update, k = min(rank, out, in) of them, or of a dense matrix."""
+    core = core_of(update)
+    left, values, right = torch.linalg.svd(core.matrix, full_matrices=False)
     if isinstance(update, Tensor):
-        return _dense_spectrum(update.double(), min(update.shape), update.dtype)
-    if 2 * update.rank > min(update.shape):
-        # Past half the smaller side the two QRs cost more than one SVD of the product itself.
-        product = (update.B.double() * update.scale) @ update.A.double()
-        return _dense_spectrum(product, min(update.rank, *update.shape), product.dtype)
-    left_turn, r_b = _reflections(update.B.double())
-    right_turn, r_a = _reflections(update.A.double().T)
-    left, values, right = torch.linalg.svd(update.scale * r_b @ r_a.T)
+        k, dtype = min(update.shape), update.dtype
+    else:
+        k, dtype = min(update.rank, *update.shape), core.matrix.dtype
 
     def leading(count: int) -> tuple[Tensor, Tensor]:
-        return left_turn(left[:, :count]), right_turn(right[:count].T).T
+        return core.turn_left(left[:, :count]), core.turn_right(right[:count].T).T
 
-    return Spectrum(values, _rank(values, update.shape), leading)
+    return Spectrum(values[:k], _rank(values[:k], update.shape, dtype), leading)
 
 
 def decompose(update: LowRankUpdate | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,40 +89,53 @@ def decompose(update: LowRankUpdate | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, found.values, right
 
 
-def leading_triplets(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest singular values of a dense matrix, with their vectors, in float64.
+def leading_triplets(
+    update: LowRankUpdate | Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The largest singular values of an update with their vectors, in float64.
 
-    They come from the largest eigenvalues of the Gram matrix of the smaller side, several times
-    faster than the whole SVD. Squaring leaves singular values below 1e-8 of the largest one
-    unresolved; such are left out. U diag(values) V^T is the matrix projected on one set of
-    vectors, so errors in those count only squared.
+    They come from the largest eigenvalues of the core's Gram matrix, several times faster than a
+    whole SVD. Squaring leaves singular values below 1e-8 of the largest one unresolved; such are
+    left out. U diag(values) V^T is the core projected on one set of vectors, so errors in those
+    count only squared.
 
     Args:
-        matrix: (rows, columns).
-        count: how many, at most the smaller side.
+        update: factors, or a dense matrix.
+        count: how many, at most the smaller side of the core.
 
     Returns:
-        U (rows, k), the values (k,) in falling order, and V^T (k, columns); k <= count.
+        U (out, k), the values (k,) in falling order, V^T (k, in), k <= count, and the sum of the
+        squares of all singular values.
     """
-    rows, columns = matrix.shape
-    if rows > columns:
-        left, values, right = leading_triplets(matrix.T, count)
-        return right.T, values, left.T
-    parts = [part.double() for part in matrix.split(max(1, BLOCK_ENTRIES // rows), dim=1)]
-    gram = sum((part @ part.T for part in parts), start=torch.zeros(rows, rows).double())
-    squares, vectors = scipy.linalg.eigh(
-        gram.numpy(),
-        subset_by_index=[rows - count, rows - 1],
+    core = core_of(update)
+    wide = core.matrix.shape[0] <= core.matrix.shape[1]
+    matrix = core.matrix if wide else core.matrix.T
+    gram = matrix @ matrix.T
+    energy = float(gram.trace())
+    squares, vectors = _largest_eigenpairs(gram, count)
+    floor = len(gram) * torch.finfo(torch.float64).eps * squares[0]
+    there = max(1, int((squares > floor).sum()))
+    values = squares[:there].clamp(min=0).sqrt()
+    one = vectors[:, :there]
+    other = (one.T @ matrix).T / torch.where(values > 0, values, 1)
+    left, right = (one, other) if wide else (other, one)
+    return core.turn_left(left), values, core.turn_right(right).T, energy
+
+
+def _largest_eigenpairs(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (count,) in falling order and their vectors (side, count)."""
+    side = len(symmetric)
+    if side <= WHOLE_SIDE:
+        all_values, all_vectors = torch.linalg.eigh(symmetric)
+        return all_values.flip(0)[:count], all_vectors.flip(1)[:, :count]
+    values, vectors = scipy.linalg.eigh(
+        symmetric.numpy(),
+        subset_by_index=[side - count, side - 1],
         driver="evr",
         overwrite_a=True,
         check_finite=False,
     )
-    squares = torch.from_numpy(squares).flip(0)
-    there = max(1, int((squares > rows * torch.finfo(torch.float64).eps * squares[0]).sum()))
-    left = torch.from_numpy(vectors).flip(1)[:, :there]
-    values = squares[:there].clamp(min=0).sqrt()
-    right = torch.cat([left.T @ part for part in parts], dim=1)
-    return left, values, right / torch.where(values > 0, values, 1)[:, None]
+    return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
 
 
 def column_basis(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,10 +169,8 @@ def _rank(values: Tensor, shape: Iterable[int], dtype: torch.dtype = torch.float
     return int((values > floor).sum())
 
 
-def _dense_spectrum(matrix: Tensor, k: int, dtype: torch.dtype) -> Spectrum:
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    rank = _rank(values[:k], matrix.shape, dtype)
-    return Spectrum(values[:k], rank, lambda count: (left[:, :count], right[:count]))
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _reflections(matrix: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:

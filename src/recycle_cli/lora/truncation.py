@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from recycle_cli.errors import InputError
@@ -116,9 +115,9 @@ def truncate_module(update: LowRankUpdate | Tensor, policy: RankPolicy) -> Trunc
     """
     if policy.count is None and isinstance(update, LowRankUpdate):
         return TruncatedModule(update)
-    if isinstance(update, Tensor) and policy.limit and 2 * policy.limit <= min(update.shape):
-        left, values, right = leading_triplets(update, policy.limit)
-        whole = float(torch.linalg.vector_norm(update, dtype=torch.float64)) ** 2
+    rank = min(*update.shape, *([update.rank] if isinstance(update, LowRankUpdate) else []))
+    if policy.limit and 2 * policy.limit <= rank:
+        left, values, right, whole = leading_triplets(update, policy.limit)
         return TruncatedModule(_shared(left, values, right), _energy(values), whole)
     found = spectrum(update)
     count = policy.count(found.values) if policy.count else max(1, found.rank)
