@@ -29,6 +29,13 @@ def recycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recycle:
 
 
 @pytest.fixture
+def crawled(recycle: Recycle, pool: Path, pico_folder: Path) -> Recycle:
+    """The command, with the pool in its index."""
+    recycle("crawl", pool, "--base-model", pico_folder)
+    return recycle
+
+
+@pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     """Runs a line of bash, with `recycle` on the path, in the test's own folder and home."""
     place = tmp_path / "bin"

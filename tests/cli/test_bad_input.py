@@ -1,13 +1,20 @@
 """What goes wrong ends in `error:` and `hint:`, the right exit code, and nothing on disk."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.adapters import write_peft_adapter
-from support.command import Done, Recycle
+from support.command import Recycle, assert_refused
+from support.low_rank import random_piece
 from support.tasks import closed_rows, write_rows, write_task
+from torch import Tensor
+
+from recycle_cli.lora.folder import write_adapter
 
 
 @pytest.fixture
@@ -38,22 +45,34 @@ def place(tmp_path: Path, pool: Path, task: Path, pico_folder: Path) -> Path:
     config["base_model_name_or_path"] = "org/other-model"
     (stranger / "adapter_config.json").write_text(json.dumps(config))
     write_peft_adapter(tmp_path / "bad/dora", pico_folder, use_dora=True)
+    spoil(shutil.copytree(pool / "shop/mlp", tmp_path / "bent/nan"), math.nan)
+    spoil(shutil.copytree(pool / "shop/mlp", tmp_path / "bent/infinite"), -math.inf)
+    shutil.copytree(pool / "lab/plain", tmp_path / "bent/unpaired")
+    bend_weights(tmp_path / "bent/unpaired", lambda tensors: tensors.popitem())
+    (tmp_path / "bent/narrow").mkdir()
+    narrow = {"model.layers.0.self_attn.q_proj": random_piece(0, 4, (8, 8))}
+    write_adapter(tmp_path / "bent/narrow", narrow, str(pico_folder))
     return tmp_path
 
 
-def assert_refused(done: Done, code: int, *said: str) -> None:
-    error, hint = done.stderr.splitlines()[-2:]
-    assert error.startswith("error: "), done.stderr
-    assert hint.startswith("hint: "), done.stderr
-    assert "Traceback" not in done.stderr
-    for text in said:
-        assert text in f"{error}\n{hint}", done.stderr
-    assert done.exit_code == code
-    assert done.stdout == ""
+def bend_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
+def spoil(folder: Path, value: float) -> None:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[f"base_model.model.{SPOILT}.lora_B.weight"][3, 1] = value
+
+    bend_weights(folder, edit)
+
+
+SPOILT = "model.layers.1.mlp.up_proj"
 SELECT = "select plain --base-model model"
 MERGE = "merge plain --base-model model --out new"
+MERGE_TWO = "merge plain twin/copy --base-model model --out new"
 TUNE = "tune --task task --base-model model --steps 1 --out new"
 EVAL = "eval plain --base-model model"
 
@@ -89,11 +108,81 @@ EVAL = "eval plain --base-model model"
         ("merge bad/dora --base-model model --out new", ("'dora' cannot be used", "DoRA")),
         ("merge plain --base-model model --out there", ("there exists", "--force")),
         ("merge plain --base-model model --out there --force", ("leaves it alone",)),
-        ("merge plain --base-model model --out plain --force", ("plain is one of the adapters",)),
+        (
+            "merge plain --base-model model --out plain --force",
+            ("plain is what the result is made of",),
+        ),
         ("merge plain --base-model model --out copy --force", ("leaves it alone",)),
         ("merge plain --base-model model --out dangling", ("dangling exists",)),
         ("merge plain --base-model model --out file --force", ("file is no folder",)),
         (f"{MERGE} --weights=nan", ("'nan'",)),
+        (f"{MERGE} --method tie", ("'tie'", "did you mean ties", "karcher")),
+        ("merge plain --base-model model", ("no folder to write is named", "--out")),
+        ("merge plain plain --base-model model --out new", ("same file", "each adapter once")),
+        (f"{MERGE} ./plain/", ("same file",)),
+        ("merge copy stranger --base-model model --out new", ("'stranger' belongs to org/other",)),
+        (
+            "merge plain bent/narrow --base-model model --out new",
+            ("q_proj is (32, 32) in 'plain' and (8, 8) in 'narrow'", "one base model"),
+        ),
+        (
+            "merge plain bent/nan --base-model model --out new",
+            (f"'nan' cannot be used: {SPOILT} holds NaN or infinity", "leave this adapter out"),
+        ),
+        (
+            "merge bent/infinite --base-model model --method ties --out new",
+            (f"'infinite' cannot be used: {SPOILT} holds NaN or infinity",),
+        ),
+        (
+            "merge plain bent/nan --into-base model --out new",
+            (f"'nan' cannot be used: {SPOILT} holds NaN or infinity",),
+        ),
+        ("merge bent/unpaired --base-model model --out new", ("'unpaired' cannot be used",)),
+        (f"{MERGE_TWO} --method ties --density 0", ("--density is 0", "(0, 1]")),
+        (f"{MERGE_TWO} --method ties --density 1.5", ("--density is 1.5", "(0, 1]")),
+        (f"{MERGE_TWO} --method ties --density nan", ("--density is nan", "(0, 1]")),
+        (f"{MERGE_TWO} --method ties --density=-inf", ("--density is -inf",)),
+        (f"{MERGE_TWO} --method ties --normalize sum", ("'sum'", "count, weights")),
+        (f"{MERGE_TWO} --method breadcrumbs --gamma 1.1", ("--gamma is 1.1", "[0, 1]")),
+        (f"{MERGE_TWO} --method della --epsilon 0.6", ("--density 0.5", "--epsilon 0.6")),
+        (f"{MERGE_TWO} --method della --density 0.95", ("1.05", "(0, 1]")),
+        (f"{MERGE_TWO} --method tsv --components 0", ("--components is 0", "from 1")),
+        (f"{MERGE_TWO} --method core-space --inner tie", ("'tie'", "linear, ties, dare")),
+        (
+            f"{MERGE_TWO} --method core-space --inner linear --density 0.5",
+            ("--density has no effect with --inner linear",),
+        ),
+        (f"{MERGE_TWO} --method compress-then-merge --shared-rank 0", ("--shared-rank is 0",)),
+        (f"{MERGE_TWO} --method lora-lego --clusters=-1", ("--clusters is -1",)),
+        (f"{MERGE_TWO} --density 0.5", ("--density has no effect with --method average", "ties")),
+        (f"{MERGE_TWO} --method linear --clusters 2", ("--clusters has no effect", "lora-lego")),
+        (f"{MERGE_TWO} --absent some", ("--absent is 'some'", "zero, skip")),
+        (f"{MERGE_TWO} --method linear --absent skip", ("no effect with --method linear",)),
+        (f"{MERGE_TWO} --as residual", ("--as is 'residual'", "adapter, adapter+residual")),
+        (f"{MERGE_TWO} --as adapter+residual", ("with --method average", "use --method fedex")),
+        (f"{MERGE_TWO} --method ties --as adapter+residual", ("--method ties", "fedex")),
+        (
+            f"{MERGE_TWO} --method fedex --as adapter+residual",
+            ("different ranks (4, 8)", "--method average"),
+        ),
+        (f"{MERGE_TWO} --method factor-average", ("different ranks (4, 8)", "--method average")),
+        (f"{MERGE_TWO} copy --method slerp", ("slerp takes at most 2 adapters, not 3", "karcher")),
+        (f"{MERGE_TWO} --method slerp --weights=2,-1", ("-1", "none below 0")),
+        (f"{MERGE_TWO} --weights=1,-1", ("sums to 0, which --method average", "--method linear")),
+        (f"{MERGE_TWO} --method sce --weights=1,2", ("no effect with --method sce",)),
+        (f"{MERGE_TWO} --check", ("--check has no effect without --into-base",)),
+        (f"{MERGE_TWO} --into-base model --uniform", ("--uniform is about an adapter",)),
+        (
+            f"{MERGE_TWO} --into-base model --as adapter+residual --method fedex",
+            ("--as is about an adapter",),
+        ),
+        (f"{MERGE_TWO} --into-base model --save-dtype float16", ("--save-dtype is about",)),
+        (f"{MERGE_TWO} --into-base empty", ("empty has no config.json", "Hub id")),
+        (f"{MERGE_TWO} --into-base plain", ("plain has no config.json", "Hub id")),
+        (f"{MERGE_TWO} --save-dtype int8", ("'int8'", "bfloat16")),
+        (f"{MERGE_TWO} --rank -1", ("'-1'", "energy:E")),
+        (f"{MERGE_TWO} --rank energy:0", ("energy:0",)),
+        (f"{MERGE_TWO} --rank 99999999999", ("'99999999999'",)),
         (f"{MERGE} --weights=inf", ("'inf'",)),
         (f"{SELECT} --method random --rows 5", ("scores no rows",)),
         (f"{SELECT} --task tested", ("no training rows",)),
@@ -184,4 +273,12 @@ def test_force_replaces_an_adapter_and_nothing_else(recycle: Recycle, place: Pat
     recycle(*words, "new", "--rank", "1")
     document = recycle(*words, "new", "--rank", "2", "--force", "--json").document
     assert document["rank"] == 2
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+def test_force_on_a_link_to_a_result_leaves_nothing_beside(recycle: Recycle, place: Path) -> None:
+    words = ("merge", "plain", "--base-model", "model", "--out")
+    recycle(*words, "new")
+    (place / "link").symlink_to("new")
+    recycle(*words, "link", "--rank", "1", "--force")
     assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []

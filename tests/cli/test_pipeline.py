@@ -5,39 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support.command import POOL, Recycle
+from support.folders import assert_same_update, dense_sum
 from support.tasks import write_task
 
 from recycle_cli.lora.folder import read_adapter
 from recycle_cli.records import read_documents
 
 FEW_STEPS = ("--steps", "3", "--eval-every", "2", "--batch-size", "4")
-
-
-@pytest.fixture
-def crawled(recycle: Recycle, pool: Path, pico_folder: Path) -> Recycle:
-    """The command, with the pool in its index."""
-    recycle("crawl", pool, "--base-model", pico_folder)
-    return recycle
-
-
-def dense_sum(folders: dict[Path, float]) -> dict[str, torch.Tensor]:
-    """sum_i w_i dW_i by module, in float64."""
-    total: dict[str, torch.Tensor] = {}
-    for folder, weight in folders.items():
-        for module, update in read_adapter(folder).update.items():
-            dense = weight * update.to(torch.float64).dense()
-            total[module] = total.get(module, torch.zeros_like(dense)) + dense
-    return total
-
-
-def assert_same_update(folder: Path, expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    found = dense_sum({folder: 1.0})
-    for module, dense in expected.items():
-        written = found.get(module, torch.zeros_like(dense))
-        assert torch.allclose(written, dense, rtol=tolerance, atol=tolerance), module
-    assert found.keys() <= expected.keys()
 
 
 def test_crawl_reports_every_adapter_and_counts_them(

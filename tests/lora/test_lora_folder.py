@@ -1,7 +1,6 @@
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from support import pico
 from support.adapters import write_peft_adapter
+from support.folders import added_by_peft
 from support.low_rank import Matrix, dense, dense_all, random_piece
-from transformers import AutoModelForCausalLM
 
 from recycle_cli.errors import InputError
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem
 from recycle_cli.lora.folder import (
     check_pair,
+    open_adapter,
     pair_keys,
     read_adapter,
     read_config,
@@ -39,21 +38,6 @@ def modules(names: set[str]) -> set[str]:
 
 
 ATTENTION_QV = modules({"self_attn.q_proj", "self_attn.v_proj"})
-
-
-def added_by_peft(base_folder: Path, folder: Path) -> Mapping[str, Matrix]:
-    """What PEFT's merge changes, in float64: module path -> difference, for what differs."""
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float64)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        # PEFT warns of keys that it misses or does not know.
-        warnings.simplefilter("error", UserWarning)
-        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    after = dict(merged.named_parameters())
-    assert after.keys() == before.keys()
-    added = {name: (after[name].detach() - before[name]).numpy() for name in before}
-    return {name.removesuffix(".weight"): d for name, d in added.items() if d.any()}
 
 
 def assert_same(found: Mapping[str, Matrix], expected: Mapping[str, Matrix]) -> None:
@@ -283,3 +267,98 @@ def test_the_same_update_is_written_with_the_same_identity(tmp_path: Path) -> No
     write_adapter(tmp_path / "one", MIXED, "org/base")
     write_adapter(tmp_path / "two", dict(reversed(MIXED.items())), "org/base")
     assert weights_sha256(tmp_path / "one") == weights_sha256(tmp_path / "two")
+
+
+def test_one_module_is_read_as_all_of_them_are(tmp_path: Path, pico_folder: Path) -> None:
+    folder = write_peft_adapter(tmp_path / "one", pico_folder, 3, **PATTERNS, use_rslora=True)
+    whole = read_adapter(folder)
+    with open_adapter(folder) as file:
+        assert file.config == whole.config
+        assert dict(file.shapes) == {m: piece.shape for m, piece in whole.update.items()}
+        assert list(file.shapes) == sorted(whole.update)
+        for module in reversed(file.shapes):
+            piece = file.read(module)
+            assert torch.equal(piece.A, whole.update[module].A)
+            assert torch.equal(piece.B, whole.update[module].B)
+            assert piece.scale == whole.update[module].scale
+    kept = whole.update[Q0].A.clone()
+    for path in folder.iterdir():
+        path.unlink()
+    assert torch.equal(whole.update[Q0].A, kept), "what was read does not need the file"
+
+
+def test_what_is_not_in_the_file_cannot_be_read(tmp_path: Path) -> None:
+    folder = written(tmp_path / "one", {}, factors("m.a"))
+    with open_adapter(folder) as file, pytest.raises(KeyError):
+        file.read("m.b")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def write_sparse(folder: Path, rank: int, side: int) -> None:
+    """An adapter whose factors are holes in the file, so that it costs no disk."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "rank_pattern": {"m.b": 2}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    fields: dict[str, Any] = {}
+    end = 0
+    for module, inner, outer in (("m.a", rank, side), ("m.b", 2, 3)):
+        for factor, shape in (("A", [inner, outer]), ("B", [outer, inner])):
+            start, end = end, end + 4 * inner * outer
+            name = f"base_model.model.{module}.lora_{factor}.weight"
+            fields[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(fields).encode()
+    header += b" " * (-len(header) % 8)
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_opening_reads_shapes_and_no_tensors(tmp_path: Path) -> None:
+    write_sparse(tmp_path / "one", rank=1024, side=1 << 17)
+    assert (tmp_path / "one/adapter_model.safetensors").stat().st_size > 1 << 30
+    before = resident_bytes()
+    with open_adapter(tmp_path / "one") as file:
+        assert dict(file.shapes) == {"m.a": (1 << 17, 1 << 17), "m.b": (3, 3)}
+        assert file.read("m.b").rank == 2
+        assert resident_bytes() - before < 64 << 20
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_refused_when_it_is_opened(
+    tmp_path: Path, pico_folder: Path, share: float
+) -> None:
+    folder = write_peft_adapter(tmp_path / "one", pico_folder)
+    weights = folder / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError) as caught, open_adapter(folder):
+        pass
+    assert f"{weights} cannot be read" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", [bytes(100), b"\xff" * 100, b"PK" + bytes(98), b"{}" * 50])
+def test_garbage_is_refused_when_it_is_opened(tmp_path: Path, content: bytes) -> None:
+    folder = written(tmp_path / "one", {}, factors("m.a"))
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(InputError) as caught, open_adapter(folder):
+        pass
+    assert "adapter_model.safetensors" in caught.value.message
+
+
+@pytest.mark.parametrize(("code", "config", "tensors", "seen"), BENT_FOLDERS)
+def test_what_is_no_low_rank_update_is_refused_before_anything_is_read(
+    tmp_path: Path,
+    code: str,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    seen: str,
+) -> None:
+    folder = written(tmp_path / "one", config, tensors)
+    with pytest.raises(AdapterProblem) as caught, open_adapter(folder):
+        pass
+    assert (caught.value.code, seen in caught.value.message) == (code, True), caught.value.message

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.low_rank import SEEDS, dense, pieces, random_piece, refactored
 
-from recycle_cli.lora.norm import fingerprint, module_norms, squared_norm, total_norm
-from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+from recycle_cli.lora.norm import (
+    fingerprint,
+    inner_product,
+    module_norms,
+    squared_norm,
+    total_norm,
+)
+from recycle_cli.lora.update import LowRankUpdate, ModelUpdate, zero_update
 
 
 def fingerprint_of(update: ModelUpdate) -> str:
@@ -30,6 +36,28 @@ def test_the_squared_norm_does_not_depend_on_the_factors(piece: LowRankUpdate, s
     size = np.linalg.norm(piece.scale * piece.B.abs().double() @ piece.A.abs().double()) ** 2
     other = squared_norm(refactored(piece, seed))
     assert squared_norm(piece) == pytest.approx(other, rel=1e-9, abs=1e-12 * size)
+
+
+@given(pieces(), SEEDS, st.integers(1, 9), st.sampled_from([1.0, -0.3, 7.0]))
+def test_the_inner_product_is_that_of_the_products(
+    piece: LowRankUpdate, seed: int, rank: int, scale: float
+) -> None:
+    other = random_piece(seed, rank, piece.shape, scale)
+    one, two = (
+        abs(p.scale) * (p.B.abs().double() @ p.A.abs().double()).numpy() for p in (piece, other)
+    )
+    slack = 1e-12 * float(np.sum(one * two))
+    expected = float(np.sum(dense(piece) * dense(other)))
+    assert inner_product(piece, other) == pytest.approx(expected, rel=1e-12, abs=slack)
+    assert inner_product(other, piece) == pytest.approx(expected, rel=1e-12, abs=slack)
+    size = float(np.sum(one * one))
+    assert inner_product(piece, piece) == pytest.approx(
+        squared_norm(piece), rel=1e-12, abs=1e-12 * size
+    )
+
+
+def test_the_inner_product_with_an_update_of_rank_0_is_0() -> None:
+    assert inner_product(random_piece(0, 2, (4, 3)), zero_update((4, 3))) == 0.0
 
 
 @given(st.lists(pieces(), min_size=1, max_size=4))

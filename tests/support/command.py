@@ -39,3 +39,15 @@ class Done:
 
 Recycle = Callable[..., Done]
 Shell = Callable[[str], Done]
+
+
+def assert_refused(done: Done, code: int, *said: str) -> None:
+    """The command ended with this code and two lines that hold these words, and no result."""
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: "), done.stderr
+    assert hint.startswith("hint: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in f"{error}\n{hint}", done.stderr
+    assert done.exit_code == code
+    assert done.stdout == ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from recycle_cli.lora.decomposition import column_basis
+from recycle_cli.lora.decomposition import column_basis, spectrum
 from recycle_cli.lora.update import LowRankUpdate, zero_update
 from recycle_cli.merging.elementwise import COUNT, add_up, elect, merge_blocks
 from recycle_cli.merging.group import Group
@@ -58,7 +58,7 @@ def compress_then_merge(
         density: of the last two.
     """
     group = group.present()
-    rank = shared_rank or max(piece.rank for piece in group.pieces)
+    rank = shared_rank or max(1, *(spectrum(piece).rank for piece in group.pieces))
     left, _, _ = column_basis(torch.cat(_columns(group.pieces)[0], dim=1))
     turned = [LowRankUpdate(piece.B.T, piece.A.T, piece.scale) for piece in group.pieces]
     right, _, _ = column_basis(torch.cat(_columns(turned)[0], dim=1))

@@ -103,7 +103,7 @@ def _check_together(settings: Mapping[str, Value], given: Mapping[str, Value]) -
     if settings.get("inner") == "linear" and "density" in given:
         raise _no_effect(PARAMETERS["density"], "with --inner linear")
     density, epsilon = settings.get("density"), settings.get("epsilon")
-    if isinstance(density, float) and isinstance(epsilon, float) and density < 1:
+    if isinstance(density, int | float) and isinstance(epsilon, int | float) and density < 1:
         lowest, highest = density - epsilon, density + epsilon
         if lowest <= 0 or highest > 1:
             raise InputError(

@@ -60,7 +60,7 @@ def merge_blocks(group: Group, sparsify: Sparsifier, combine: Combine) -> Tensor
     """Sparsifies every update and combines them, (out, in), in the dtype of the factors."""
     group = group.present()
     filters = [sparsify(piece, group.generator(index)) for index, piece in enumerate(group.pieces)]
-    merged = torch.empty(group.shape, dtype=group.pieces[0].A.dtype)
+    merged = torch.empty(group.shape, dtype=group.dtype)
     for rows in row_blocks(group.shape):
         blocks = (
             (weight, keep(piece.rows(rows)))

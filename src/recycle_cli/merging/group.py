@@ -1,5 +1,6 @@
 """What a merge rule is given: the updates of one module, with their weights."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from recycle_cli.errors import InputError
 from recycle_cli.lora.draws import generator_for
 from recycle_cli.lora.update import LowRankUpdate
+from recycle_cli.merging.parameters import cancel
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,20 @@ class Group:
         return self.pieces[0].shape
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of dense results: that of the factors, the widest where they differ."""
+        found = [piece.A.dtype for piece in self.pieces if piece.rank > 0]
+        return functools.reduce(torch.promote_types, found) if found else torch.float32
+
+    @property
     def shares(self) -> list[float]:
         """The weights divided by their sum.
 
         Raises:
-            InputError: the sum is 0.
+            InputError: the sum is 0 up to rounding.
         """
         total = sum(self.weights)
-        if total == 0:
+        if cancel(self.weights):
             raise InputError(
                 f"the weights {', '.join(f'{w:g}' for w in self.weights)} sum to 0, which the "
                 "rule divides by",

@@ -1,12 +1,18 @@
 """The parameters that merge rules take: their names, ranges and help, and the check of values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recycle_cli.errors import InputError
 
 Value = float | int | str | None
+ROUNDING = 1e-12
+
+
+def cancel(weights: Sequence[float]) -> bool:
+    """Whether the sum of weights is 0 up to rounding, so that nothing can be divided by it."""
+    return abs(sum(weights)) <= ROUNDING * sum(map(abs, weights))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def sce(group: Group, density: float) -> Tensor:
             block = piece.rows(rows)
             agrees = mask & torch.where(up, block > 0, block < 0)
             total += weight * block * agrees
-            share += weight * agrees
+            share.add_(agrees, alpha=weight)
         merged[rows] = total / torch.where(share > 0, share, 1)
     return merged
 
@@ -38,17 +38,18 @@ def sce(group: Group, density: float) -> Tensor:
 def _select(group: Group, density: float) -> tuple[Tensor, Tensor]:
     """The sum of the updates, and which entries are selected, both (out, in)."""
     count = len(group.pieces)
-    sums = torch.empty(group.shape, dtype=group.pieces[0].A.dtype)
+    sums = torch.empty(group.shape, dtype=group.dtype)
     variance = torch.empty_like(sums)
     for rows in row_blocks(group.shape):
-        blocks = [piece.rows(rows) for piece in group.pieces]
-        sums[rows] = torch.stack(blocks).sum(0)
-        mean = sums[rows] / count
-        variance[rows] = sum((block - mean).square() for block in blocks) / count
+        blocks = torch.stack([piece.rows(rows).to(group.dtype) for piece in group.pieces])
+        sums[rows] = blocks.sum(0)
+        # Around the first one, so that equal entries have no variance, not even of rounding.
+        apart = blocks - blocks[0]
+        variance[rows] = (apart - apart.mean(0)).square().sum(0) / count
     varied = int(torch.count_nonzero(variance))
     if density >= 1 or varied == 0:
         return sums, torch.ones_like(sums, dtype=torch.bool)
-    (least,) = largest_at(variance.flatten(), [max(1, int(density * varied))])
+    (least,) = largest_at(variance.flatten().clone(), [max(1, int(density * varied))])
     return sums, variance >= least
 
 

@@ -69,8 +69,7 @@ def drop(density: float) -> Sparsifier:
 
     def prepare(_: LowRankUpdate, generator: torch.Generator) -> Filter:
         def draw(block: Tensor) -> Tensor:
-            kept = torch.bernoulli(torch.full_like(block, density), generator=generator)
-            return block * kept / density
+            return block * _draw(torch.full_like(block, density), generator) / density
 
         return draw
 
@@ -98,7 +97,13 @@ def _draw_by_rank(
     place = block.abs().argsort(dim=1).argsort(dim=1).to(block.dtype)
     share = place / max(1, block.shape[1] - 1)
     probability = density - epsilon + 2 * epsilon * share
-    return block * torch.bernoulli(probability, generator=generator) / probability
+    return block * _draw(probability, generator) / probability
+
+
+def _draw(probability: Tensor, generator: torch.Generator) -> Tensor:
+    """1 with this probability, else 0. In float32, whatever the dtype: torch would draw other
+    numbers in another."""
+    return torch.bernoulli(probability.float(), generator=generator)
 
 
 def magnitudes_at(piece: LowRankUpdate, places: Sequence[int]) -> list[float]:

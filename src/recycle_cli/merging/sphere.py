@@ -16,6 +16,7 @@ PARALLEL = 0.9995
 NO_LENGTH = 1e-6
 SETTLED = 1e-15
 MAX_STEPS = 200
+OPPOSITE = -1 + 1e-8
 
 
 def slerp(group: Group) -> LowRankUpdate:
@@ -69,6 +70,8 @@ def _mean_direction(cosines: Tensor, shares: Tensor) -> Tensor:
     mean = _unit(shares, cosines)
     toward = cosines @ mean
     for _ in range(MAX_STEPS):
+        if float(toward.min()) < OPPOSITE:
+            raise _no_mean()
         angles = toward.clamp(-1, 1).acos()
         pulls = shares * torch.where(angles > 0, angles / angles.sin(), 1)
         # The tangent sum_i p_i (u_i - <u_i, mean> mean), in coefficients of the u_i.
@@ -86,11 +89,15 @@ def _mean_direction(cosines: Tensor, shares: Tensor) -> Tensor:
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
     length = _length(coefficients, cosines)
     if length < NO_LENGTH:
-        raise InputError(
-            "the directions of the adapters cancel, so they have no mean on the sphere",
-            "use --method average, or other weights",
-        )
+        raise _no_mean()
     return coefficients / length
+
+
+def _no_mean() -> InputError:
+    return InputError(
+        "the directions of the adapters cancel, so they have no mean on the sphere",
+        "use --method average, or other weights",
+    )
 
 
 def _length(coefficients: Tensor, cosines: Tensor) -> float:

@@ -100,25 +100,51 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} is quantised, so no update can be added to its weights",
             "name a copy of the model that is not quantised",
         )
-    if (folder / INDEX_FILE).is_file():
-        shard_of = _read_json(folder / INDEX_FILE).get("weight_map", {})
-        for shard in sorted(set(shard_of.values())):
-            _check_shard(folder, shard)
-        return Checkpoint(folder, shard_of, config)
-    _check_shard(folder, SINGLE_FILE)
-    try:
-        with safe_open(folder / SINGLE_FILE, framework="pt") as tensors:
-            return Checkpoint(folder, dict.fromkeys(tensors.keys(), SINGLE_FILE), config)
-    except SafetensorError as error:
+    index = _read_index(folder)
+    shard_of = {
+        name: shard
+        for shard in sorted(set(index.values())) or [SINGLE_FILE]
+        for name in _names_in(folder, shard)
+    }
+    for name, shard in index.items():
+        if shard_of.get(name) != shard:
+            raise InputError(
+                f"{folder / INDEX_FILE} says that {name} is in {shard}, where it is not",
+                "fetch the model again",
+            )
+    return Checkpoint(folder, shard_of, config)
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name; empty where all weights are in one file."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return {}
+    index = _read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
+        raise InputError(f"{path} has no weight_map of file names", "fetch the model again")
+    return index
+
+
+def _names_in(folder: Path, shard: str) -> list[str]:
+    """The names of the tensors in a weights file."""
+    # An index is a stranger's word: no path of its leads out of the folder.
+    if Path(shard).name != shard or not (folder / shard).is_file():
         raise InputError(
-            f"{folder / SINGLE_FILE} cannot be read: {error}", "fetch it again"
-        ) from error
+            f"{folder} has no {shard}",
+            "name a transformers folder, or a Hub id, whose weights are safetensors",
+        )
+    try:
+        with safe_open(folder / shard, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / shard} cannot be read: {error}", "fetch it again") from error
 
 
 def write_merged(
     checkpoint: Checkpoint,
+    names: Mapping[str, str],
     out: Path,
-    shapes: Mapping[str, tuple[int, int]],
     delta: Delta,
     done: Callable[[], None],
 ) -> list[str]:
@@ -129,18 +155,14 @@ def write_merged(
 
     Args:
         checkpoint: the model.
+        names: the tensors of the modules to change, by module path, from `locate`.
         out: an existing, empty folder.
-        shapes: the modules to change, with their (out, in).
         delta: gives the update of one of them.
         done: called after each module.
 
     Returns:
         The names of the files written.
-
-    Raises:
-        InputError: a module is not there, or has another shape.
     """
-    names = checkpoint.locate(shapes)
     copied = {path for pattern in COPIED for path in checkpoint.folder.glob(pattern)}
     for path in sorted(path for path in copied if path.is_file()):
         shutil.copyfile(path, out / path.name)
@@ -165,15 +187,6 @@ def _sum(weight: Tensor, update: LowRankUpdate | Tensor) -> Tensor:
         block = update.rows(rows) if isinstance(update, LowRankUpdate) else update[rows].double()
         added[rows] = (weight[rows].double() + block).to(weight.dtype)
     return added
-
-
-def _check_shard(folder: Path, shard: str) -> None:
-    # An index is a stranger's word: no path of its leads out of the folder.
-    if Path(shard).name != shard or not (folder / shard).is_file():
-        raise InputError(
-            f"{folder} has no {shard}",
-            "name a transformers folder, or a Hub id, whose weights are safetensors",
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

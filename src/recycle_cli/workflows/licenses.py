@@ -33,13 +33,14 @@ class _Terms:
 
 
 def joined_licenses(licenses: Sequence[str | None]) -> list[str]:
-    """The licences that sources state, each once, sorted."""
-    return sorted({license for license in licenses if license})
+    """The licences that sources state, each once, sorted. A card may state several at once."""
+    stated = {name.strip() for license in licenses if license for name in license.split(",")}
+    return sorted(name for name in stated if name and not SILENT.fullmatch(name))
 
 
 def card_licenses(licenses: Sequence[str | None]) -> list[str]:
     """What a card can state: the licences of all sources, or none where one of them is silent."""
-    return [] if None in licenses else joined_licenses(licenses)
+    return [] if _silent(licenses) else joined_licenses(licenses)
 
 
 def license_warnings(licenses: Sequence[str | None]) -> list[str]:
@@ -59,13 +60,18 @@ def license_warnings(licenses: Sequence[str | None]) -> list[str]:
 
 
 def _about_silence(licenses: Sequence[str | None]) -> list[str]:
-    silent = sum(license is None or SILENT.fullmatch(license) is not None for license in licenses)
+    silent = _silent(licenses)
     if not silent:
         return []
     return [
         f"{silent} of {len(licenses)} source adapters state no licence: "
         "without one you may have no right to pass the result on."
     ]
+
+
+def _silent(licenses: Sequence[str | None]) -> int:
+    """How many sources do not say under which licence they stand."""
+    return sum(license is None or SILENT.fullmatch(license) is not None for license in licenses)
 
 
 def _about_terms(known: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from recycle_cli.workflows.merge_card import merge_card, merge_warnings
 from recycle_cli.workflows.merge_request import WITH_RESIDUAL, MergeRequest, check_merge
 from recycle_cli.workflows.merge_results import (
     Outcome,
+    find_target,
     merge_modules,
     write_merged_adapter,
     write_merged_model,
@@ -58,8 +59,11 @@ def merge(
         merger = _merger(request, opened, rule)
         progress.stage(f"merging {len(sources)} adapters", len(merger.shapes))
         if request.into_base is not None:
+            target = find_target(request.into_base, merger.shapes, settings)
             with writing(request.out, request.force) as folder:
-                outcome = write_merged_model(request, merger, policy, settings, folder, progress)
+                outcome = write_merged_model(
+                    request, target, merger, policy, settings, folder, progress
+                )
                 return _describe(request, method, sources, outcome, folder, clock)
         residual = None
         if request.form == WITH_RESIDUAL and method.split:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, MergeMethod, find_merge_method
-from recycle_cli.merging.parameters import PARAMETERS, Value
+from recycle_cli.merging.parameters import PARAMETERS, Value, cancel
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_save_dtype
 from recycle_cli.workflows.provenance import shown
@@ -114,7 +114,7 @@ def _check_weights(weights: Sequence[float] | None, adapters: int, method: Merge
             f"{WEIGHT_USES[method.weights]}",
             "use weights from 0",
         )
-    if method.weights in ("shares", "convex") and sum(weights) == 0:
+    if method.weights in ("shares", "convex") and cancel(weights):
         raise InputError(
             f"--weights sums to 0, which --method {method.name} divides by",
             "use other weights, or --method linear",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recycle_cli.lora.truncation import RankPolicy, TruncatedModule
     from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
     from recycle_cli.merging.merger import Merger
+    from recycle_cli.store.checkpoint import Checkpoint
 
 Form = Literal["adapter", "adapter+residual", "model"]
 MODEL: Form = "model"
@@ -74,10 +75,27 @@ def merge_modules(
     dtype = dtype_named(save_dtype)
     merged = {}
     for module in merger.shapes:
-        cut = truncate_module(merger.merge(module), policy)
+        cut = truncate_module(checked(module, merger.merge(module), save_dtype), policy)
         merged[module] = replace(cut, update=cut.update.to(dtype))
         progress.advance(module)
     return merged
+
+
+def checked(module: str, update: "LowRankUpdate | Tensor", dtype: str) -> "LowRankUpdate | Tensor":
+    """The merged update of a module.
+
+    Raises:
+        InputError: it holds numbers that the dtype has not.
+    """
+    from recycle_cli.lora.update import LowRankUpdate
+
+    parts = (update.A, update.B) if isinstance(update, LowRankUpdate) else (update,)
+    if not all(part.to(dtype_named(dtype)).isfinite().all() for part in parts):
+        raise InputError(
+            f"the merged {module} holds numbers too large for {dtype}",
+            "use smaller weights, or leave out the adapter at fault",
+        )
+    return update
 
 
 def write_merged_adapter(
@@ -102,30 +120,52 @@ def write_merged_adapter(
     )
 
 
+@dataclass(frozen=True)
+class Target:
+    """The model that a merge is written into.
+
+    Args:
+        name: what the user calls it.
+        checkpoint: its files.
+        tensors: the names of the tensors that the merge changes, by module path.
+    """
+
+    name: str
+    checkpoint: "Checkpoint"
+    tensors: Mapping[str, str]
+
+
+def find_target(name: str, shapes: Mapping[str, tuple[int, int]], settings: Settings) -> Target:
+    """Checks that a model can take a merge of modules of these shapes. Reads no weights.
+
+    Raises:
+        InputError: the model is not there, is quantised, or lacks a module of the merge.
+    """
+    from recycle_cli.engine.base_model import base_model_folder, linear_shapes
+    from recycle_cli.store.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(base_model_folder(name, settings))
+    _check_linear(name, shapes, linear_shapes(name, settings))
+    return Target(name, checkpoint, checkpoint.locate(shapes))
+
+
 def write_merged_model(
     request: MergeRequest,
+    target: Target,
     merger: "Merger",
     policy: "RankPolicy",
     settings: Settings,
     folder: Path,
     progress: Progress,
 ) -> Outcome:
-    """Writes the base model with the merge in its weights, shard by shard.
-
-    Raises:
-        InputError: the model is not there, is quantised, or lacks a module of the merge.
-    """
-    from recycle_cli.engine.base_model import base_model_folder, linear_shapes
+    """Writes the model with the merge in its weights, shard by shard."""
     from recycle_cli.lora.truncation import truncate_module
-    from recycle_cli.store.checkpoint import open_checkpoint, write_merged
+    from recycle_cli.store.checkpoint import write_merged
 
-    name = str(request.into_base)
-    checkpoint = open_checkpoint(base_model_folder(name, settings))
-    _check_linear(name, merger.shapes, linear_shapes(name, settings))
     cuts: dict[str, Cut] = {}
 
     def delta(module: str) -> "LowRankUpdate | Tensor":
-        whole = merger.merge(module)
+        whole = checked(module, merger.merge(module), "float32")
         if policy.count is None:
             cuts[module] = Cut(_rank(whole))
             return whole
@@ -133,12 +173,12 @@ def write_merged_model(
         cuts[module] = _cut(truncated)
         return truncated.update
 
-    files = write_merged(checkpoint, folder, merger.shapes, delta, progress.advance)
+    files = write_merged(target.checkpoint, target.tensors, folder, delta, progress.advance)
     deviation = None
     if request.check:
         progress.stage("comparing logits")
         update = {module: _as_factors(delta(module)) for module in merger.shapes}
-        deviation = _deviation(name, update, folder, settings)
+        deviation = _deviation(target.name, update, folder, settings)
     return Outcome(
         form=MODEL,
         cuts=dict(sorted(cuts.items())),

@@ -2,35 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 CARD = """\
 ---
-base_model: {{ base_model }}
-{%- if model %}
-base_model_relation: merge
-library_name: transformers
-{%- else %}
-library_name: peft
-{%- endif %}
-{%- if licenses | length == 1 %}
-license: {{ licenses[0] }}
-{%- elif licenses %}
-license:
-{%- for license in licenses %}
-- {{ license }}
-{%- endfor %}
-{%- endif %}
-tags:
-{%- if model %}
-- merge
-{%- else %}
-- lora
-{%- endif %}
-- recycle
-{%- if not model %}
-- base_model:adapter:{{ base_model }}
-{%- endif %}
----
+{{ front_matter }}---
 # {{ title }}
 
 {{ summary }}
@@ -114,6 +90,27 @@ class Card:
 def render_card(card: Card) -> str:
     """The card as Markdown with the Hub's YAML front matter."""
     import jinja2
+    import yaml
 
+    front = yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)
     template = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
-    return template.from_string(CARD).render(vars(card)).rstrip() + "\n"
+    text = template.from_string(CARD).render(vars(card), front_matter=front)
+    return text.rstrip() + "\n"
+
+
+def _front_matter(card: Card) -> dict[str, Any]:
+    """What the Hub reads."""
+    if card.model:
+        fields: dict[str, Any] = {
+            "base_model": card.base_model,
+            "base_model_relation": "merge",
+            "library_name": "transformers",
+        }
+        tags = ["merge", "recycle"]
+    else:
+        fields = {"base_model": card.base_model, "library_name": "peft"}
+        tags = ["lora", "recycle", f"base_model:adapter:{card.base_model}"]
+    if card.licenses:
+        several = list(card.licenses)
+        fields["license"] = several if len(several) > 1 else several[0]
+    return {**fields, "tags": tags}

@@ -126,4 +126,6 @@ def _replace(beside: Path, out: Path) -> None:
     except OSError:
         old.rename(out)
         raise
+    if old.is_symlink():
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, find_merge_method
+from recycle_cli.merging.parameters import cancel
 from recycle_cli.records import Document, MergeDocument, SelectionDocument, TuneDocument
 from recycle_cli.workflows.adapters import Source
 
@@ -97,7 +98,9 @@ def scaled(weights: Sequence[float], total: float | None, method: str) -> list[f
             f"{WEIGHT_USES[find_merge_method(method).weights]}",
             "leave it out",
         )
-    if sum(weights) == 0:
+    if not math.isfinite(total):
+        raise InputError(f"--weights-sum is {total}", "give a number")
+    if cancel(weights):
         raise InputError(
             f"the weights sum to 0, so no factor brings them to --weights-sum {total:g}",
             "leave --weights-sum out, or use other weights",
