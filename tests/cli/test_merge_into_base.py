@@ -213,7 +213,7 @@ def test_a_merged_model_is_a_base_model_and_nothing_else(
     assert model["adapter"] == "base"
     assert model["metrics"] == beside["metrics"]
     more = recycle("merge", pool / "shop/patterned", "--into-base", "model", "--out", "more")
-    assert "1 adapters by average" in more.stdout
+    assert "1 adapter by average" in more.stdout
 
 
 def test_a_model_replaces_an_earlier_one_only_with_force(
@@ -414,3 +414,25 @@ def test_a_refusal_leaves_no_parent_folders_behind(
     words = ("merge", pool / "lab/plain", "--into-base", "nowhere", "--out", "a/b/model")
     assert_refused(recycle("--offline", *words, succeeds=False), 2, "cannot be loaded")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_sum_too_large_for_the_dtype_of_the_weights_is_refused(
+    recycle: Recycle, pool: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("--method", "linear", "--weights=1e6", "--out", "model")
+    line = ("merge", pool / "lab/plain", "--into-base", bases["float16"], *words)
+    done = recycle(*line, succeeds=False)
+    assert not (tmp_path / "model").exists()
+    assert_refused(done, 2, "q_proj", "float16")
+
+
+def test_beside_a_single_file_an_index_does_not_count(
+    recycle: Recycle, pool: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    both = shutil.copytree(bases["sharded"], tmp_path / "both")
+    single = {name: 2 * weight for name, weight in weights_of(bases["single"]).items()}
+    save_file(single, both / "model.safetensors", metadata={"format": "pt"})
+    recycle("merge", pool / "lab/plain", "--base-model", both, "--out", "adapter")
+    recycle("merge", pool / "lab/plain", "--into-base", both, "--out", "model")
+    found, expected = logits(tmp_path / "model"), logits(both, tmp_path / "adapter")
+    assert torch.allclose(found, expected, rtol=0, atol=1e-3)

@@ -123,9 +123,22 @@ def test_there_is_one_weight_for_each_update() -> None:
         weighted_sum([piece, piece], [1.0])
 
 
-def test_weights_that_sum_to_zero_have_no_average() -> None:
-    piece = random_piece(0, 3, SHAPE)
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.5, -1.5], "the weights 1.5, -1.5 sum to 0"),
+        ([0.0, 0.0], "the weights 0, 0 sum to 0"),
+        # 5.6e-17 in floats.
+        ([0.1, 0.2, -0.3], "the weights 0.1, 0.2, -0.3 sum to 0"),
+    ],
+)
+def test_weights_that_sum_to_zero_have_no_average(weights: list[float], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        average(group_of([piece, piece], [1.5, -1.5]))
-    assert "the weights 1.5, -1.5 sum to 0" in caught.value.message
+        average(group_of([random_piece(0, 3, SHAPE)] * len(weights), weights))
+    assert said in caught.value.message
     assert "--method linear" in caught.value.hint
+
+
+def test_small_weights_are_not_taken_for_zero() -> None:
+    piece = random_piece(0, 3, SHAPE)
+    assert_same(average(group_of([piece, piece], [1e-200, 3e-200])), dense(piece))

@@ -33,21 +33,21 @@ def test_what_is_given_is_in_force() -> None:
 
 BAD: list[tuple[str, str, Value, str]] = [
     *(
-        (method, "density", density, "(0, 1]")
+        (method, "density", density, "a number in (0, 1]")
         for method in ("ties", "dare-linear", "sce", "knots-ties", "magnitude-prune")
         for density in (0.0, 0, 1.0001, -1.0, math.nan, math.inf, -math.inf)
     ),
-    *(("breadcrumbs", "gamma", gamma, "[0, 1]") for gamma in (-0.1, 1.5, math.nan)),
-    *(("della", "epsilon", epsilon, "[0, 1]") for epsilon in (-0.1, 1.5, math.nan)),
+    *(("breadcrumbs", "gamma", gamma, "a number in [0, 1]") for gamma in (-0.1, 1.5, math.nan)),
+    *(("della", "epsilon", epsilon, "a number in [0, 1]") for epsilon in (-0.1, 1.5, math.nan)),
     *(("lora-lego", "clusters", clusters, "a whole number from 1") for clusters in (0, -3)),
     ("tsv", "components", 0, "a whole number from 1"),
     ("compress-then-merge", "shared_rank", 0, "a whole number from 1"),
-    ("core-space", "inner", "tsv", "linear, ties, dare"),
-    ("core-space", "inner", "", "linear, ties, dare"),
-    ("compress-then-merge", "inner", "Linear", "linear, ties, dare"),
-    ("ties", "normalize", "sum", "count, weights"),
-    ("della", "normalize", "counts", "count, weights"),
-    ("ties", "density", "0.5", "(0, 1]"),
+    ("core-space", "inner", "tsv", "one of linear, ties, dare"),
+    ("core-space", "inner", "", "one of linear, ties, dare"),
+    ("compress-then-merge", "inner", "Linear", "one of linear, ties, dare"),
+    ("ties", "normalize", "sum", "one of count, weights"),
+    ("della", "normalize", "counts", "one of count, weights"),
+    ("ties", "density", "0.5", "a number in (0, 1]"),
 ]
 
 
@@ -55,7 +55,7 @@ BAD: list[tuple[str, str, Value, str]] = [
 def test_values_out_of_range(method: str, name: str, value: Value, allowed: str) -> None:
     error = refusal(method, **{name: value})
     assert error.message == f"{PARAMETERS[name].option} is {value!r}"
-    assert error.hint == f"its range is {allowed}"
+    assert error.hint == f"use {allowed}"
 
 
 @pytest.mark.parametrize(

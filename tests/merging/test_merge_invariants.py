@@ -195,7 +195,7 @@ def test_a_rule_for_which_the_factors_count_says_so(case: Case) -> None:
     assert distance(case.matrix(others), case.matrix(pool)) > 1e-2
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 @given(data=st.data(), more=st.integers(1, 3))
 @SOME
 def test_components_of_zero_change_nothing(case: Case, data: st.DataObject, more: int) -> None:
@@ -205,15 +205,11 @@ def test_components_of_zero_change_nothing(case: Case, data: st.DataObject, more
     assert distance(other, one, pool.whole) < 1e-7
 
 
-def in_bfloat16(piece: LowRankUpdate) -> LowRankUpdate:
-    return piece.to(torch.bfloat16)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 @pytest.mark.parametrize("seed", range(3))
 def test_factors_read_from_bfloat16_lose_no_more_than_float32_does(case: Case, seed: int) -> None:
     ranks = (3, 3) if case.method.name in EQUAL_RANKS | {"slerp"} else (3, 2, 4)
-    stored = [in_bfloat16(piece) for piece in exact_pieces((12, 9), ranks, seed=10 * seed)]
+    stored = [piece.to(torch.bfloat16) for piece in exact_pieces((12, 9), ranks, seed=10 * seed)]
     single, double = ([p.to(dtype) for p in stored] for dtype in (torch.float32, torch.float64))
     assert distance(case.matrix(single), case.matrix(double)) < 1e-5
 

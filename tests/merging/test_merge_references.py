@@ -221,6 +221,12 @@ def test_karcher_of_opposite_directions_is_refused_or_takes_no_huge_multiples() 
             assert float(found.B.norm()) < 10 * abs(one.scale) * float(one.B.norm())
 
 
+def test_an_opposite_update_of_weight_0_does_not_pull_in_karcher() -> None:
+    (one,) = exact_pieces(WIDE, (3,))
+    found = sphere.karcher(group_of([one, replace(one, scale=-one.scale)], (1.0, 0.0)))
+    assert distance(dense(found), dense(one)) < EXACT
+
+
 def test_the_two_parts_of_fedex_are_the_mean() -> None:
     group = group_of(exact_pieces(WIDE, (3, 3, 3)), (1.0, -0.2, 0.7))
     first, rest = federated.factor_average(group), federated.residual(group)

@@ -55,7 +55,8 @@ def _help(parameter: Parameter) -> str:
         f"{', '.join(names)}: {'their own choice' if value is None else value}"
         for value, names in defaults.items()
     )
-    return f"{parameter.help} {parameter.range}. Defaults: {told}."
+    allowed = parameter.range[0].upper() + parameter.range[1:]
+    return f"{parameter.help} {allowed}. Defaults: {told}."
 
 
 @with_rule_parameters
@@ -140,6 +141,7 @@ def merge(
     if list_methods:
         _list_methods(output)
         return
+    from recycle_cli.workflows.adapters import counted
     from recycle_cli.workflows.merge import merge as run
     from recycle_cli.workflows.merge_request import MergeRequest
     from recycle_cli.workflows.weights import Weights, parse_weights, scaled
@@ -176,7 +178,7 @@ def merge(
         output.document(document)
         return
     output.text(
-        f"{document.path}: {len(sources)} adapters by {document.method}, rank {document.rank}, "
+        f"{document.path}: {counted(sources)} by {document.method}, rank {document.rank}, "
         f"energy kept {document.energy_kept:.4%}"
     )
     if document.max_logit_deviation is not None:

@@ -213,7 +213,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {error}") from error
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def weights_sha256(folder: Path) -> str:

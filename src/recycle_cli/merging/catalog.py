@@ -174,8 +174,8 @@ _ROWS = (
     MergeMethod(
         "della",
         "drop the smaller entries of each row the likelier, rescale, and elect signs",
-        "Each entry kept is divided by its own probability, as in the paper; mergekit rescales by "
-        "the l1 norm instead.",
+        "Each entry kept is divided by its own probability, as in the paper; mergekit, whose range "
+        "of probabilities this is, rescales by the l1 norm instead.",
         "as ties, of mask_i dW_i / p_i, p_i from density - epsilon to density + epsilon by rank",
         "arXiv 2406.11617",
         "elementwise:della",

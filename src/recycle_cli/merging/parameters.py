@@ -46,10 +46,10 @@ class Parameter:
     def range(self) -> str:
         """The values allowed, in words."""
         if self.choices:
-            return ", ".join(self.choices)
+            return f"one of {', '.join(self.choices)}"
         if self.high is None:
             return f"a whole number from {self.low:g}"
-        return f"{'(' if self.low_is_out else '['}{self.low:g}, {self.high:g}]"
+        return f"a number in {'(' if self.low_is_out else '['}{self.low:g}, {self.high:g}]"
 
     def check(self, value: Value) -> None:
         """Checks a value that a user gave.
@@ -59,7 +59,7 @@ class Parameter:
         """
         if value in self.choices if self.choices else self._holds(value):
             return
-        raise InputError(f"{self.option} is {value!r}", f"its range is {self.range}")
+        raise InputError(f"{self.option} is {value!r}", f"use {self.range}")
 
     def _holds(self, value: Value) -> bool:
         if not isinstance(value, int | float) or not math.isfinite(value):

@@ -1,4 +1,5 @@
-"""SCE, select, calculate, erase (FuseChat-3.0, arXiv 2408.07990), as mergekit computes it.
+"""SCE, select, calculate, erase (FuseChat-3.0, arXiv 2408.07990), as mergekit computes it, but
+without its floor of 1e-6 under the energies, which the small updates of a LoRA may not reach.
 
 It takes three passes over the updates, each multiplied out block of rows by block of rows: the
 variance of every entry, the energy of every update on the selected entries, the fusion.

@@ -50,7 +50,7 @@ def karcher(group: Group) -> LowRankUpdate:
     gram = _gram(group)
     shares = torch.tensor(group.shares, dtype=torch.float64)
     lengths = gram.diagonal().clamp(min=0).sqrt()
-    there = lengths > 0
+    there = (lengths > 0) & (shares > 0)
     if not there.any():
         return weighted_sum(group.pieces, group.shares)
     cosines = gram[there][:, there] / torch.outer(lengths[there], lengths[there])

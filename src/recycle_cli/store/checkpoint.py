@@ -116,9 +116,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name; empty where all weights are in one file."""
+    """Tensor name -> file name; empty where all weights are in one file, which, if it is there,
+    transformers reads whatever an index says."""
     path = folder / INDEX_FILE
-    if not path.is_file():
+    if not path.is_file() or (folder / SINGLE_FILE).is_file():
         return {}
     index = _read_json(path).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
@@ -162,15 +163,20 @@ def write_merged(
 
     Returns:
         The names of the files written.
+
+    Raises:
+        InputError: a sum is too large for the dtype of its weight.
     """
     copied = {path for pattern in COPIED for path in checkpoint.folder.glob(pattern)}
+    if checkpoint.shards == [SINGLE_FILE]:
+        copied.discard(checkpoint.folder / INDEX_FILE)
     for path in sorted(path for path in copied if path.is_file()):
         shutil.copyfile(path, out / path.name)
     for shard in checkpoint.shards:
         tensors = load_file(checkpoint.folder / shard)
         for module, name in names.items():
             if checkpoint.shard_of[name] == shard:
-                tensors[name] = _sum(tensors[name], delta(module))
+                tensors[name] = _sum(name, tensors[name], delta(module))
                 done()
         with safe_open(checkpoint.folder / shard, framework="pt") as opened:
             metadata = opened.metadata() or {"format": "pt"}
@@ -178,14 +184,24 @@ def write_merged(
     return sorted(path.name for path in out.iterdir())
 
 
-def _sum(weight: Tensor, update: LowRankUpdate | Tensor) -> Tensor:
-    """A new weight, with the update in it."""
+def _sum(name: str, weight: Tensor, update: LowRankUpdate | Tensor) -> Tensor:
+    """A new weight, with the update in it.
+
+    Raises:
+        InputError: the dtype of the weight has not the numbers that this takes.
+    """
     if isinstance(update, LowRankUpdate):
         update = update.to(torch.float64)
     added = torch.empty_like(weight)
     for rows in row_blocks((weight.shape[0], weight.shape[1])):
         block = update.rows(rows) if isinstance(update, LowRankUpdate) else update[rows].double()
         added[rows] = (weight[rows].double() + block).to(weight.dtype)
+    if not added.isfinite().all():
+        raise InputError(
+            f"{name} with the merge in it holds numbers too large for "
+            f"{str(weight.dtype).removeprefix('torch.')}",
+            "use smaller weights, or leave out the adapter at fault",
+        )
     return added
 
 

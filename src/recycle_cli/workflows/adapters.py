@@ -109,6 +109,11 @@ class OpenSource:
         return piece
 
 
+def counted(adapters: Sequence[object]) -> str:
+    """How many adapters there are, in words."""
+    return f"{len(adapters)} adapter{'' if len(adapters) == 1 else 's'}"
+
+
 def _is_model_name(name: str) -> bool:
     """False for a path on the machine that the adapter was trained on, which says nothing here."""
     return not name.startswith(("/", ".", "~", "\\")) and ":\\" not in name
@@ -235,6 +240,11 @@ def _refs_in(document: Document, members: bool) -> Sequence[AdapterRef]:
     if isinstance(document, MergeDocument | TuneDocument):
         if members:
             return document.adapters
+        if isinstance(document, MergeDocument) and document.form == "adapter+residual":
+            raise InputError(
+                f"{document.path} is an adapter with a residual beside it",
+                f"name what you mean: {document.path}, or {document.path}/residual too",
+            )
         if isinstance(document, MergeDocument) and document.form == "model":
             raise InputError(
                 f"{document.path} is a merged model, no adapter",

@@ -10,7 +10,7 @@ from recycle_cli.merging.catalog import MergeMethod, load_rule
 from recycle_cli.progress import Progress
 from recycle_cli.records import MergeDocument, WeightedAdapter
 from recycle_cli.settings import Settings
-from recycle_cli.workflows.adapters import OpenSource, Source
+from recycle_cli.workflows.adapters import OpenSource, Source, counted
 from recycle_cli.workflows.licenses import joined_licenses
 from recycle_cli.workflows.merge_card import merge_card, merge_warnings
 from recycle_cli.workflows.merge_request import WITH_RESIDUAL, MergeRequest, check_merge
@@ -57,7 +57,7 @@ def merge(
     rule = method.load(method.settings(request.parameters))
     with _opened(sources, request.base_model) as opened:
         merger = _merger(request, opened, rule)
-        progress.stage(f"merging {len(sources)} adapters", len(merger.shapes))
+        progress.stage(f"merging {counted(sources)}", len(merger.shapes))
         if request.into_base is not None:
             target = find_target(request.into_base, merger.shapes, settings)
             with writing(request.out, request.force) as folder:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recycle_cli.merging.catalog import find_merge_method
 from recycle_cli.records import MergeDocument
-from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.adapters import Source, counted
 from recycle_cli.workflows.licenses import card_licenses, license_warnings
 from recycle_cli.workflows.merge_request import WITH_RESIDUAL, MergeRequest
 from recycle_cli.workflows.merge_results import MODEL, RESIDUAL_FOLDER, Outcome
@@ -30,7 +30,7 @@ def _about_energy(outcome: Outcome) -> list[str]:
     if not low:
         return []
     return [
-        f"The rank limit keeps only {outcome.energy_kept:.1%} of the merged update's energy; "
+        f"The rank limit keeps {outcome.energy_kept:.1%} of the merged update's energy; "
         f"{len(low)} of {len(outcome.cuts)} modules keep less than {LOW_ENERGY:.0%}, the least "
         f"{min(low):.1%}."
     ]
@@ -55,7 +55,7 @@ def merge_card(document: MergeDocument) -> Card:
     method = find_merge_method(document.method)
     return Card(
         title=Path(document.path).name,
-        summary=f"{len(document.adapters)} adapters merged by {method.name}: {method.summary} "
+        summary=f"{counted(document.adapters)} merged by {method.name}: {method.summary} "
         f"({method.paper}).",
         base_model=document.base_model,
         sources=[

@@ -9,7 +9,7 @@ from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, find_merge_method
 from recycle_cli.merging.parameters import cancel
 from recycle_cli.records import Document, MergeDocument, SelectionDocument, TuneDocument
-from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.adapters import Source, counted
 
 FROM = "from:"
 SHA256 = "sha256:"
@@ -49,7 +49,7 @@ class Weights:
             return _by_name(self.names, sources)
         if len(self.positions) != len(sources):
             raise InputError(
-                f"--weights has {len(self.positions)} numbers for {len(sources)} adapters",
+                f"--weights has {len(self.positions)} numbers for {counted(sources)}",
                 "give one number for each adapter, in their order, or ID=NUMBER for each",
             )
         return list(self.positions)
@@ -128,7 +128,8 @@ def _by_name(names: Mapping[str, float], sources: Sequence[Source]) -> list[floa
             trouble = "two of the adapters" if found else "none of the adapters"
             raise InputError(
                 f"--weights names {name!r}, which is {trouble}",
-                f"name each once: {', '.join(source.ref.id for source in sources)}",
+                "name each once, by path, sha256:PREFIX or id: "
+                + ", ".join(source.ref.id for source in sources),
             )
         weights[found[0].ref.sha256] = weight
     missing = [source.ref.id for source in sources if source.ref.sha256 not in weights]
@@ -142,7 +143,7 @@ def _by_name(names: Mapping[str, float], sources: Sequence[Source]) -> list[floa
 
 def _is_called(source: Source, name: str) -> bool:
     ref = source.ref
-    if name.startswith(SHA256):
+    if name.startswith(SHA256) and name != SHA256:
         return ref.sha256.startswith(name.removeprefix(SHA256))
     return name == ref.id or Path(name).expanduser().absolute() == Path(ref.path)
 
