@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recycle_cli.errors import InputError
 from recycle_cli.lora.decomposition import leading_triplets, spectrum
+from recycle_cli.lora.threads import threads_for
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 NUMBER = re.compile(r"0*[1-9][0-9]{0,8}")
@@ -115,6 +116,11 @@ def truncate_module(update: LowRankUpdate | Tensor, policy: RankPolicy) -> Trunc
     """
     if policy.count is None and isinstance(update, LowRankUpdate):
         return TruncatedModule(update)
+    with threads_for((update.shape[0], update.shape[1])):
+        return _cut(update, policy)
+
+
+def _cut(update: LowRankUpdate | Tensor, policy: RankPolicy) -> TruncatedModule:
     rank = min(*update.shape, *([update.rank] if isinstance(update, LowRankUpdate) else []))
     if policy.limit and 2 * policy.limit <= rank:
         left, values, right, whole = leading_triplets(update, policy.limit)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from recycle_cli.lora.threads import threads_for
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate, zero_update
 from recycle_cli.merging.group import Group, MergeRule
 
@@ -60,7 +61,8 @@ class Merger:
 
     def merge(self, module: str) -> LowRankUpdate | Tensor:
         """The merged update of one module; reads that module alone."""
-        merged = self.rule(self._group(module))
+        with threads_for(self.shapes[module]):
+            merged = self.rule(self._group(module))
         if isinstance(merged, LowRankUpdate) and merged.rank == 0:
             return merged.padded(1)
         return merged
