@@ -213,6 +213,34 @@ def test_rescaling_starts_from_the_target_lora(
     assert_same_update(tmp_path / "same", dense_sum({pool / "lab/plain": 1.0}), 1e-5)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method adamerging",
+        "--granularity dimension --activation softmax --affine --init normal --schedule linear",
+        "--granularity layer --activation squared --init equal --l1 0.01 --schedule constant",
+        "--granularity adapter --activation sigmoid --init one-hot --target lab/rslora",
+    ],
+)
+def test_every_axis_of_a_mixture_can_be_had(
+    crawled: Recycle, pico_folder: Path, task: Path, tmp_path: Path, words: str
+) -> None:
+    asked = dict(pair.split() for pair in words.replace("--affine", "").split("--")[1:] if pair)
+    line = ("tune", "lab/plain", "shop/mlp", "--task", task, "--base-model", pico_folder,
+            *FEW_STEPS, *words.split(), "--out", "mixed", "--json")  # fmt: skip
+    document = crawled(*line).document
+    assert document["max_logit_deviation"] < 1e-4
+    for name in set(asked) - {"method", "target"}:
+        assert str(document["settings"][name]) == asked[name]
+    assert document["settings"]["affine"] == ("--affine" in words)
+    if "adamerging" in words:
+        assert document["settings"]["activation"] == "linear"
+        assert document["settings"]["init"] == "equal"
+    first = (tmp_path / "mixed/adapter_model.safetensors").read_bytes()
+    crawled(*document["command"][1:], "--force")
+    assert (tmp_path / "mixed/adapter_model.safetensors").read_bytes() == first
+
+
 def test_eval_pairs_every_adapter_with_the_baseline(
     crawled: Recycle, pico_folder: Path, task: Path, tmp_path: Path
 ) -> None:

@@ -52,13 +52,14 @@ def run(
     """Trains the coefficients of three adapters; also gives where they end."""
     mixture = Mixture(mixed_updates(base), MixtureRecipe(), base.compute.device)
     if start is not None:
-        mixture.coefficients.data.fill_(start)
+        for row in mixture.coefficients:
+            row.data.fill_(start)
     with attached(base, mixture.components, mixture.gates()):
-        trained = train(base, [mixture.coefficients], examples, valid, plan, progress or Silent())
+        trained = train(base, [*mixture.coefficients], examples, valid, plan, progress or Silent())
         if math.isfinite(trained.best_loss):
             now = mean_loss(base, [collate(base, valid)])
             assert now == pytest.approx(trained.best_loss, abs=2e-6)
-    return trained, mixture.coefficients.detach()
+    return trained, torch.stack([row.detach() for row in mixture.coefficients])
 
 
 def by_hand(

@@ -49,13 +49,21 @@ def random_mixture(pico_base: BaseModel) -> Mixture:
     """Coefficients on both sides of zero."""
     mixture = Mixture(mixed_updates(pico_base), MixtureRecipe(), CPU)
     generator = torch.Generator().manual_seed(0)
-    mixture.coefficients.data.copy_(torch.randn(4, 3, generator=generator))
+    for row, drawn in zip(
+        mixture.coefficients, torch.randn(4, 3, generator=generator), strict=True
+    ):
+        row.data.copy_(drawn)
     return mixture
 
 
 def of_mixture(base: BaseModel, mixture: Mixture) -> torch.Tensor:
     with torch.no_grad(), attached(base, mixture.components, mixture.gates()):
         return logits(base.model, TOKENS)
+
+
+def stacked(mixture: Mixture) -> torch.Tensor:
+    """The coefficients, (groups, width)."""
+    return torch.stack([row.detach() for row in mixture.coefficients])
 
 
 @torch.no_grad()
@@ -84,7 +92,7 @@ def test_it_is_the_weighted_sum_of_the_adapters(
     pico_base: BaseModel, random_mixture: Mixture, activation: str
 ) -> None:
     random_mixture.recipe = MixtureRecipe(activation)
-    c = random_mixture.coefficients.detach()
+    c = stacked(random_mixture)
     weights = torch.where(c > 0, c, 0.01 * c) if activation == "leaky-relu" else c
     with torch.no_grad():
         deltas = weighted_sum(mixed_updates(pico_base), weights)
@@ -124,9 +132,9 @@ def test_modules_that_an_adapter_lacks_get_no_gradient(
 ) -> None:
     with attached(pico_base, random_mixture.components, random_mixture.gates()):
         answer_loss(pico_base, collate(pico_base, examples)).backward()
-    gradient = random_mixture.coefficients.grad
-    assert gradient is not None
-    assert (gradient != 0).equal(PRESENT.bool())
+    for row, present in zip(random_mixture.coefficients, PRESENT.bool(), strict=True):
+        assert row.grad is not None
+        assert (row.grad != 0).equal(present)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 1), (2, 2), (3, 1)])
@@ -139,17 +147,17 @@ def test_a_gradient_is_a_finite_difference(
         {p: u.to(torch.float64) for p, u in update.items()} for update in mixed_updates(pico_base)
     ]
     mixture = Mixture(wide, MixtureRecipe("linear", "one"), CPU).double()
-    c = mixture.coefficients
+    c = mixture.coefficients[row]
     with attached(double, mixture.components, mixture.gates()):
         answer_loss(double, collate(double, examples)).backward()
         losses = []
         for shift in (STEP, -STEP):
             with torch.no_grad():
-                c[row, column] = 1 + shift
+                c[column] = 1 + shift
                 losses.append(float(plain.loss(double.model, examples)))
     assert c.grad is not None
     difference = (losses[0] - losses[1]) / (2 * STEP)
-    assert float(c.grad[row, column]) == pytest.approx(difference, rel=1e-3, abs=5e-5)
+    assert float(c.grad[column]) == pytest.approx(difference, rel=1e-3, abs=5e-5)
 
 
 def test_coefficients_stay_float32_on_a_bfloat16_base(
@@ -159,11 +167,12 @@ def test_coefficients_stay_float32_on_a_bfloat16_base(
     mixture = Mixture(mixed_updates(base), MixtureRecipe(), CPU)
     assert torch.equal(of_mixture(base, mixture), of_base(base))
     # Steps far below what bfloat16 resolves next to one.
-    mixture.coefficients.data.fill_(1)
+    for row in mixture.coefficients:
+        row.data.fill_(1)
     plan = replace(PLAN, lr=1e-4)
     train_mixture(base, mixture, examples[:3], examples[:3], plan, Silent())
-    assert mixture.coefficients.dtype == torch.float32
-    moved = (mixture.coefficients.detach() - 1).abs()[PRESENT.bool()]
+    assert stacked(mixture).dtype == torch.float32
+    moved = (stacked(mixture) - 1).abs()[PRESENT.bool()]
     assert 0 < float(moved.max()) < 2e-3
     for piece in mixture.folded().values():
         assert (piece.A.dtype, piece.B.dtype) == (torch.float32, torch.float32)

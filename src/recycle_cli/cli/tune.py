@@ -25,6 +25,7 @@ from recycle_cli.cli.options import (
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import InputError
 from recycle_cli.tuning.catalog import METHODS
+from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, INITS, SCHEDULES
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 MODULE_NAME = re.compile(r"[\w.]+")
@@ -65,6 +66,46 @@ def tune(
     eval_every: Annotated[
         int, typer.Option("--eval-every", min=1, help="Steps between two validations.")
     ] = 10,
+    schedule: Annotated[
+        str,
+        typer.Option("--schedule", help=f"Of the rate, after warm-up: {', '.join(SCHEDULES)}."),
+    ] = "cosine",
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            "--granularity",
+            help="What shares a coefficient of an adapter: all its modules (adapter), those of a "
+            "layer, of a sublayer (attention, MLP), none (module); dimension: a coefficient for "
+            "each rank-1 component. Default: module.",
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            "--activation",
+            help=f"What a coefficient goes through: {', '.join(ACTIVATIONS)} (over the adapters). "
+            "Default: the method's.",
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help=f"Where coefficients start: {', '.join(INITS)} (1 for the target LoRA, else 0). "
+            "equal is 1 / sqrt(adapters). Default: the method's.",
+        ),
+    ] = None,
+    affine: Annotated[
+        bool | None,
+        typer.Option(
+            "--affine/--no-affine",
+            help=f"With {' or '.join(AFFINE)}: learn a scale and an offset for each group too.",
+            show_default=False,
+        ),
+    ] = None,
+    l1: Annotated[
+        float | None, typer.Option("--l1", help="Weight of mean |coefficient| in the loss: 0.")
+    ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank: 64.")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="LoRA alpha: 16.")] = None,
     dropout: Annotated[
@@ -99,7 +140,7 @@ def tune(
     """With adapters: learn how much of each to use. Without: train a target LoRA."""
     from recycle_cli.evaluation.tasks import load_task
     from recycle_cli.workflows.adapters import resolve_names
-    from recycle_cli.workflows.tune import LoraShape, TuneRequest, check_request
+    from recycle_cli.workflows.tune import LoraShape, MixtureShape, TuneRequest, check_request
     from recycle_cli.workflows.tune import tune as run
 
     session: Session = context.obj
@@ -132,6 +173,8 @@ def tune(
             rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int),
             alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
         ),
+        mixture=MixtureShape(granularity, activation, init, affine, l1),
+        schedule=schedule,
         save_dtype=save_dtype,
         license=license_,
         seed=seed,

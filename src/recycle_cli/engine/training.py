@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, shared_length
@@ -17,6 +18,8 @@ from recycle_cli.errors import RecycleError
 from recycle_cli.progress import Progress
 
 VALID_BATCH = 16
+# What transformers calls the schedules.
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class TrainingPlan:
         steps: optimizer steps, at least 1.
         lr: peak learning rate.
         batch_size: examples a step.
-        warmup: share of the steps over which the rate rises from 0; then it falls as a cosine.
+        warmup: share of the steps over which the rate rises from 0.
+        schedule: how it goes on: it falls as a `cosine`, falls on a line (`linear`), or stays.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: gradients are scaled down to this norm.
         eval_every: steps between two validations.
@@ -39,6 +43,7 @@ class TrainingPlan:
     lr: float
     batch_size: int = 8
     warmup: float = 0.1
+    schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     eval_every: int = 10
@@ -63,6 +68,8 @@ def train(
     plan: TrainingPlan,
     progress: Progress,
     set_training: Callable[[bool], object] = lambda _on: None,
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[], object] = lambda: None,
 ) -> Trained:
     """Trains parameters that act inside the base model's forward pass.
 
@@ -77,13 +84,18 @@ def train(
         plan: steps, rates and sizes.
         progress: told of every step.
         set_training: switches dropout on and off.
+        penalty: added to the training loss; the validation loss is without it.
+        after_step: called after each optimizer step, before any validation.
 
     Raises:
         RecycleError: the training or the validation loss is no longer a finite number.
     """
     optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(
-        optimizer, math.ceil(plan.warmup * plan.steps), plan.steps
+    schedule: LRScheduler = get_scheduler(
+        SCHEDULES[plan.schedule],
+        optimizer,
+        num_warmup_steps=math.ceil(plan.warmup * plan.steps),
+        num_training_steps=plan.steps,
     )
     shared = shared_length([example.prompt for example in [*examples, *valid]])
     valid_batches = _valid_batches(base, valid, shared)
@@ -94,7 +106,8 @@ def train(
     for step in range(1, plan.steps + 1):
         batch = collate(base, [examples[next(order)] for _ in range(plan.batch_size)], shared)
         set_training(True)
-        loss = _step(base, batch, parameters, optimizer, plan.max_grad_norm)
+        loss = _step(base, batch, parameters, optimizer, plan.max_grad_norm, penalty)
+        after_step()
         set_training(False)
         schedule.step()
         if step % plan.eval_every == 0 or step == plan.steps:
@@ -112,11 +125,13 @@ def _step(
     parameters: Sequence[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
+    penalty: Callable[[], Tensor] | None,
 ) -> float:
+    """One optimizer step; gives the loss before it, without the penalty."""
     loss: Tensor = answer_loss(base, batch)
     value = _finite(loss.item(), "training")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss if penalty is None else loss + penalty()).backward()
     clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return value

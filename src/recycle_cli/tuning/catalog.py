@@ -1,7 +1,7 @@
 """The tuning methods there are. A new one is a file beside this one and a row here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recycle_cli.errors import unknown_name
 
@@ -16,6 +16,9 @@ class TuningMethod:
         paper: its source.
         mixes: whether it mixes given adapters (else it trains a LoRA of its own).
         target_only: whether the target LoRA is the only adapter it takes.
+        mixture: what `tuning.mixture.MixtureRecipe` takes, where it is not at its defaults.
+        lr: peak learning rate.
+        steps: optimizer steps.
     """
 
     name: str
@@ -23,6 +26,9 @@ class TuningMethod:
     paper: str
     mixes: bool
     target_only: bool = False
+    mixture: Mapping[str, str | float | bool] = field(default_factory=dict)
+    lr: float = 5e-2
+    steps: int = 100
 
 
 METHODS: Mapping[str, TuningMethod] = {
@@ -35,13 +41,23 @@ METHODS: Mapping[str, TuningMethod] = {
             mixes=True,
         ),
         TuningMethod(
+            "adamerging",
+            "the same from equal shares, without an activation (supervised AdaMerging)",
+            "arXiv 2310.02575",
+            mixes=True,
+            mixture={"activation": "linear", "init": "equal"},
+        ),
+        TuningMethod(
             "rescale",
             "control: the target LoRA alone with learned module coefficients, from one",
             "arXiv 2602.12323",
             mixes=True,
             target_only=True,
+            mixture={"activation": "linear", "init": "one"},
         ),
-        TuningMethod("lora", "a target LoRA of its own", "arXiv 2106.09685", mixes=False),
+        TuningMethod(
+            "lora", "a target LoRA of its own", "arXiv 2106.09685", mixes=False, lr=3e-4, steps=400
+        ),
     )
 }
 

@@ -46,9 +46,6 @@ class LoraRecipe:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
 
-PAPER_PLAN = TrainingPlan(steps=400, lr=3e-4)
-
-
 @contextlib.contextmanager
 def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]:
     """The base model wrapped by PEFT with a fresh LoRA, unwrapped again at the end.

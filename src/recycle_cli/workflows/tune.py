@@ -1,15 +1,16 @@
 """`recycle tune`: learn a mixture of adapters, or train a target LoRA, on a task's examples."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.progress import Progress
 from recycle_cli.records import BestStep, MixedAdapter, TuneDocument, TuneTask
-from recycle_cli.tuning.catalog import find_tuning_method
+from recycle_cli.tuning.catalog import TuningMethod, find_tuning_method
 from recycle_cli.workflows.adapters import Source, load_updates
 from recycle_cli.workflows.licenses import card_licenses, license_warnings
 from recycle_cli.workflows.model_card import Card, CardSource, render_card
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.encoding import Example
     from recycle_cli.engine.training import Trained, TrainingPlan
     from recycle_cli.lora.update import ModelUpdate
-    from recycle_cli.tuning.mixture import Mixture
+    from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
 
 Reinit = Literal["none", "experts", "all"]
 # The logits of the exported adapter are compared with those of the model as trained on this many
@@ -52,6 +53,21 @@ class LoraShape:
 
 
 @dataclass(frozen=True)
+class MixtureShape:
+    """The form of a mixture; None takes the method's. See `tuning.mixture.MixtureRecipe`."""
+
+    granularity: str | None = None
+    activation: str | None = None
+    init: str | None = None
+    affine: bool | None = None
+    l1: float | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is not left to the method."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class TuneRequest:
     """What to tune.
 
@@ -68,6 +84,8 @@ class TuneRequest:
         reinit: replace the adapters (`experts`), or the target LoRA too (`all`), by random ones
             of the same spread: the control.
         lora: the LoRA's shape, for `--method lora`.
+        mixture: the mixture's form, for methods that mix.
+        schedule: how the rate goes on after the warm-up: `cosine`, `linear` or `constant`.
         save_dtype: of the factors on disk.
         license: of the result, for its card; a mixture's is found from its sources.
         seed: of the split, the order of rows, the initial weights and the random control.
@@ -85,6 +103,8 @@ class TuneRequest:
     eval_every: int = 10
     reinit: Reinit = "none"
     lora: LoraShape = field(default_factory=LoraShape)
+    mixture: MixtureShape = field(default_factory=MixtureShape)
+    schedule: str = "cosine"
     save_dtype: str = "float32"
     license: str | None = None
     seed: int = 0
@@ -111,6 +131,12 @@ class TuneRequest:
             words += [name, f"{value:g}" if isinstance(value, float) else str(value)] * (
                 value is not None
             )
+        for name, value in self.mixture.given().items():
+            if name == "affine":
+                words += ["--affine" if value else "--no-affine"]
+            else:
+                words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+        words += ["--schedule", self.schedule] * (self.schedule != "cosine")
         words += ["--reinit", self.reinit] * (self.reinit != "none")
         words += ["--rslora"] * self.lora.use_rslora
         for module in self.lora.target_modules:
@@ -219,6 +245,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
             f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
             "leave out the options that shape a LoRA, or train one: --method lora",
         )
+    _check_mixture(request, method, target)
     if request.reinit == "experts" and not sources:
         raise InputError(
             "--reinit experts redraws the pool's adapters, and there are none",
@@ -239,9 +266,45 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
         )
 
 
+def _check_mixture(request: TuneRequest, method: TuningMethod, target: Source | None) -> None:
+    """Checks the options that shape a mixture.
+
+    Raises:
+        InputError: one is out of range, or has no effect.
+    """
+    from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, GRANULARITIES, INITS, SCHEDULES
+
+    given = request.mixture.given()
+    if given and not method.mixes:
+        raise InputError(
+            f"--method {method.name} mixes nothing, so it has no use for "
+            f"{', '.join(f'--{name}' for name in given)}",
+            "leave out the options that shape a mixture",
+        )
+    choices = {
+        "granularity": GRANULARITIES,
+        "activation": ACTIVATIONS,
+        "init": INITS,
+        "schedule": SCHEDULES,
+    }
+    for name, allowed in choices.items():
+        value = {**given, "schedule": request.schedule}.get(name)
+        if value is not None and value not in allowed:
+            raise unknown_name(f"--{name}", str(value), allowed)
+    form = {**method.mixture, **given}
+    if form.get("affine") and form.get("activation") not in AFFINE:
+        raise InputError(
+            "--affine has no effect with this activation",
+            f"leave it out, or use --activation {' or '.join(AFFINE)}",
+        )
+    if form.get("init") == "one-hot" and target is None:
+        raise InputError("--init one-hot starts at the target LoRA", "give it with --target")
+    if request.mixture.l1 is not None and not 0 <= request.mixture.l1 < math.inf:
+        raise InputError(f"--l1 is {request.mixture.l1:g}", "use a number from 0")
+
+
 def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     from recycle_cli.tuning.target_lora import (
-        PAPER_PLAN,
         LoraRecipe,
         save_target_lora,
         target_lora,
@@ -251,7 +314,7 @@ def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     request = job.request
     given = {name: value for name, value in vars(request.lora).items() if value is not None}
     recipe = LoraRecipe(**given)
-    plan = _plan(request, PAPER_PLAN)
+    plan = _plan(request)
     progress.stage("training a target LoRA", plan.steps)
     with target_lora(base, recipe, request.seed) as peft_model:
         trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress)
@@ -263,18 +326,18 @@ def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
 def _mix(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     from recycle_cli.engine.adapted import attached
     from recycle_cli.lora.folder import write_adapter
-    from recycle_cli.tuning.mixture import PAPER_PLAN, Mixture, MixtureRecipe, train_mixture
+    from recycle_cli.tuning.mixture import Mixture, train_mixture
 
     request = job.request
-    rescale = find_tuning_method(request.method).target_only
-    recipe = MixtureRecipe("linear", "one") if rescale else MixtureRecipe()
-    plan = _plan(request, PAPER_PLAN)
+    recipe = mixture_recipe(request)
+    plan = _plan(request)
     updates = _reinitialised(job, load_updates(job.mixed, request.base_model))
-    mixture = Mixture(updates, recipe, base.compute.device)
+    target = job.mixed.index(job.target) if job.target else None
+    mixture = Mixture(updates, recipe, base.compute.device, target, request.seed)
     progress.stage(f"mixing {len(updates)} adapters", plan.steps)
     trained = train_mixture(base, mixture, job.train, job.valid, plan, progress)
     write_adapter(job.folder, mixture.folded(), request.base_model, dtype_named(request.save_dtype))
-    settings = _in_force(request, base, plan, {"granularity": "module", **vars(recipe)})
+    settings = _in_force(request, base, plan, vars(recipe))
     with attached(base, mixture.components, mixture.gates()):
         return _Outcome(trained, settings, _coefficients(mixture, job), _compared_logits(job, base))
 
@@ -316,15 +379,26 @@ def _coefficients(mixture: "Mixture", job: _Job) -> list[MixedAdapter]:
     ]
 
 
-def _plan(request: TuneRequest, default: "TrainingPlan") -> "TrainingPlan":
-    given: dict[str, Any] = {"steps": request.steps, "lr": request.lr}
-    return replace(
-        default,
+def _plan(request: TuneRequest) -> "TrainingPlan":
+    from recycle_cli.engine.training import TrainingPlan
+
+    method = find_tuning_method(request.method)
+    return TrainingPlan(
+        steps=request.steps or method.steps,
+        lr=request.lr or method.lr,
+        schedule=request.schedule,
         batch_size=request.batch_size,
         eval_every=request.eval_every,
         seed=request.seed,
-        **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def mixture_recipe(request: TuneRequest) -> "MixtureRecipe":
+    """The form of the mixture: the method's, with what the request says otherwise."""
+    from recycle_cli.tuning.mixture import MixtureRecipe
+
+    method = find_tuning_method(request.method)
+    return replace(MixtureRecipe(), **{**method.mixture, **request.mixture.given()})
 
 
 def _in_force(
