@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel
 
 from bench.timing import Comparison, compare
-from recycle_cli.engine.adapted import attached
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import Example, encode_examples, encode_questions, prompt_text
 from recycle_cli.engine.forward import answer_loss, collate
+from recycle_cli.engine.products import attached
 from recycle_cli.engine.scoring import candidate_log_likelihoods
 from recycle_cli.evaluation.lm_eval_task import lm_eval_config, run_lm_eval
 from recycle_cli.evaluation.tasks import Row, load_task

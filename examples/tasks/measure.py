@@ -23,7 +23,8 @@ from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.demo import FULL, HELD_OUT, TARGET_LR, TARGET_SHAPE
 from recycle_cli.workflows.evaluate import EvalRequest, evaluate
 from recycle_cli.workflows.provenance import versions
-from recycle_cli.workflows.tune import TuneRequest, tune
+from recycle_cli.workflows.tune import tune
+from recycle_cli.workflows.tune_request import TuneRequest
 
 STEPS = 40
 HERE = Path(__file__).parent
@@ -40,9 +41,7 @@ def measure(name: str, base: BaseModel, work: Path) -> None:
         out,
         method="lora",
         rows=FULL.rows,
-        steps=STEPS,
-        eval_every=FULL.eval_every,
-        lr=TARGET_LR,
+        pace={"steps": STEPS, "eval_every": FULL.eval_every, "lr": TARGET_LR},
         lora=TARGET_SHAPE,
         force=True,
     )

@@ -314,8 +314,10 @@ class BestStep(Part):
 class TuneDocument(Document, Run):
     """A tuned adapter: a target LoRA (`adapters` is empty) or a mixture folded into one LoRA.
 
-    `history` holds [step, validation loss] pairs; `max_logit_deviation` compares the exported
-    adapter with the model as trained, on one batch of training rows.
+    `history` holds [step, validation loss] pairs; `figures` are the method's own; `energy_kept` is
+    the share of the squared norm that a limit on the export's rank kept, in [0, 1];
+    `max_logit_deviation` compares the exported adapter with the model as trained, on one batch of
+    training rows; `files` are all that was written, below `path`.
     """
 
     kind: ClassVar[str] = "tune"
@@ -328,9 +330,12 @@ class TuneDocument(Document, Run):
     target: AdapterRef | None = None
     best: BestStep
     history: list[tuple[int, float]]
+    figures: dict[str, float] = Field(default_factory=dict)
     rank: int
+    energy_kept: float = 1.0
     max_logit_deviation: float
     path: str
+    files: list[str] = Field(default_factory=list)
     sha256: str
     warnings: list[str]
 

@@ -1,5 +1,6 @@
 """Pipes, signals and closed streams, with real processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from support.command import RECYCLE, Recycle, Shell
 
 ENDLESS = ("--method", "lora", "--steps", "1000000", "--rank", "2", "--out", "endless")
@@ -84,7 +86,14 @@ def test_a_signal_ends_a_training_and_leaves_nothing_half_written(
             process.kill()
     assert process.returncode == 128 + stop, said
     assert "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir() if "endless" in path.name] == []
+    # What is kept to go on with is whole, or not there.
+    left = [path for path in tmp_path.iterdir() if "endless" in path.name]
+    assert {path.name for path in left} <= {".endless.unfinished"}
+    if left:
+        assert "--resume" in said
+        (state,) = (file for file in left[0].rglob("*") if file.is_file())
+        with safe_open(state, framework="pt") as file:
+            assert json.loads(file.metadata()["run"])["step"] % 10 == 0
 
 
 def test_progress_stays_off_stdout_and_quiet_is_quiet(

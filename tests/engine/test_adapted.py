@@ -23,13 +23,13 @@ from support.plain import (
 
 from recycle_cli.engine.adapted import (
     Gate,
-    attached,
     check_modules,
     concatenate,
     fold,
     with_adapter,
 )
 from recycle_cli.engine.base_model import BaseModel, load_base_model
+from recycle_cli.engine.products import attached
 from recycle_cli.lora.config import AdapterProblem
 from recycle_cli.lora.folder import read_adapter
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate

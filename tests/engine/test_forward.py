@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support import plain
 from support.plain import CLOSED_ROWS, mixed_updates, weighted_sum
 
-from recycle_cli.engine.adapted import attached, concatenate
+from recycle_cli.engine.adapted import concatenate, replaced, shapes_of
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, encode_examples, shared_length
 from recycle_cli.engine.forward import (
@@ -16,6 +16,7 @@ from recycle_cli.engine.forward import (
     collate,
     mean_loss,
 )
+from recycle_cli.engine.products import FORMS, attached, trained_product
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_the_mean_loss_weighs_tokens_not_batches(
 def test_gradients_are_the_plain_ones(
     pico_base: BaseModel, examples: list[Example], shared: int | None
 ) -> None:
-    """Those of coefficients and of both factors, through the shared beginning too."""
+    """Those of coefficients and of trained factors, through the shared beginning too."""
     updates = mixed_updates(pico_base)
     weights = torch.linspace(0.5, 1.5, 12).view(4, 3).requires_grad_()
     factors = [
@@ -86,12 +87,19 @@ def test_gradients_are_the_plain_ones(
         path: (lambda row=row, owner=piece.owner: weights[row][owner])
         for row, (path, piece) in enumerate(components.items())
     }
-    with attached(pico_base, components, gates):
-        loss = answer_loss(pico_base, collate(pico_base, batch, shared))
-        found = torch.autograd.grad(loss, inputs)
+    trained = {
+        path: trained_product(piece.A, piece.B, gates[path]) for path, piece in components.items()
+    }
+    rows = collate(pico_base, batch, shared)
+    with replaced(pico_base, trained, shapes_of(components)):
+        found = torch.autograd.grad(answer_loss(pico_base, rows), inputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for form in FORMS:
+        with attached(pico_base, components, gates, dict.fromkeys(components, form)):
+            (of_weights,) = torch.autograd.grad(answer_loss(pico_base, rows), [weights])
+        torch.testing.assert_close(of_weights, expected[0], rtol=1e-4, atol=1e-5)
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 8))

@@ -9,11 +9,11 @@ from support.plain import CLOSED_ROWS, DenseModel, mixed_updates, weighted_sum
 from torch import Tensor
 from torch.nn import functional
 
-from recycle_cli.engine.adapted import attached
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, encode_examples
 from recycle_cli.engine.forward import collate, mean_loss
-from recycle_cli.engine.training import Trained, TrainingPlan, train
+from recycle_cli.engine.products import attached
+from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import RecycleError
 from recycle_cli.progress import Silent
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
@@ -55,7 +55,9 @@ def run(
         for row in mixture.coefficients:
             row.data.fill_(start)
     with attached(base, mixture.components, mixture.gates()):
-        trained = train(base, [*mixture.coefficients], examples, valid, plan, progress or Silent())
+        trained = train(
+            base, dict(mixture.named_parameters()), examples, valid, plan, progress or Silent()
+        )
         if math.isfinite(trained.best_loss):
             now = mean_loss(base, [collate(base, valid)])
             assert now == pytest.approx(trained.best_loss, abs=2e-6)
@@ -213,7 +215,9 @@ def test_dropout_is_on_in_steps_alone(
     # The last norm is run twice a pass: for the shared beginning and for the rest.
     handle = pico_base.model.model.norm.register_forward_hook(add)
     try:
-        train(pico_base, [parameter], examples, valid, PLAN, Silent(), switch)
+        train(
+            pico_base, {"p": parameter}, examples, valid, PLAN, Silent(), Hooks(set_training=switch)
+        )
     finally:
         handle.remove()
     assert state == {"on": False, "steps": 2 * PLAN.steps, "validations": 2 * 4}

@@ -4,7 +4,8 @@ import pytest
 
 from recycle_cli.errors import ExitCode, InputError
 from recycle_cli.merging.catalog import METHODS, MergeMethod, find_merge_method
-from recycle_cli.merging.parameters import PARAMETERS, Value
+from recycle_cli.merging.parameters import PARAMETERS
+from recycle_cli.parameters import Value
 
 NAMES = ", ".join(sorted(METHODS))
 

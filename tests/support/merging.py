@@ -11,7 +11,7 @@ from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from recycle_cli.merging.catalog import METHODS, MergeMethod
 from recycle_cli.merging.group import Group, MergeRule
 from recycle_cli.merging.merger import Contribution, Merger
-from recycle_cli.merging.parameters import Value
+from recycle_cli.parameters import Value
 from support.low_rank import Matrix, dense, random_piece
 
 EQUAL_RANKS = {"factor-average"}

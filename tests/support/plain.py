@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from recycle_cli.engine.adapted import Gate, attached, concatenate
+from recycle_cli.engine.adapted import Gate, concatenate
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.products import attached
 from recycle_cli.evaluation.tasks import Row
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from support.low_rank import random_piece

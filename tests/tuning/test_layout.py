@@ -7,8 +7,9 @@ from support.plain import DOWN, HEAD, Q0, Q1, DenseModel, logits, mixed_updates
 from support.plain import dense as dense_update
 from torch import Tensor
 
-from recycle_cli.engine.adapted import attached, concatenate, with_adapter
+from recycle_cli.engine.adapted import concatenate, with_adapter
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.products import attached
 from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, GRANULARITIES, INITS, SCHEDULES
 from recycle_cli.tuning.layout import ACTIVATIONS as FUNCTIONS
 from recycle_cli.tuning.layout import INITS as STARTS
@@ -59,7 +60,11 @@ def test_the_words_are_those_that_mean_something() -> None:
 def test_a_granularity_ties_the_right_coefficients(
     pico_base: BaseModel, granularity: str, groups: list[str], count: int
 ) -> None:
-    layout = lay_out(concatenate(mixed_updates(pico_base)), 3, granularity)
+    layout = lay_out(
+        {path: piece.owner for path, piece in concatenate(mixed_updates(pico_base)).items()},
+        3,
+        granularity,
+    )
     assert list(layout.groups) == groups
     assert layout.count == count
 

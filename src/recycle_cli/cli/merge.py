@@ -1,7 +1,5 @@
 """`recycle merge`."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,48 +16,13 @@ from recycle_cli.cli.options import (
     read_inputs,
 )
 from recycle_cli.cli.output import Output
+from recycle_cli.cli.parameters import with_parameters
 from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import METHODS
-from recycle_cli.merging.parameters import PARAMETERS, Parameter
+from recycle_cli.merging.parameters import PARAMETERS
 
 
-def with_rule_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for each parameter in the catalog, in place of its **parameters.
-
-    Typer reads a function's signature, so that is where they are put.
-    """
-    signature = inspect.signature(command)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(
-            parameter.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                parameter.kind | None, typer.Option(parameter.option, help=_help(parameter))
-            ],
-        )
-        for parameter in PARAMETERS.values()
-    ]
-    # Where typer looks; mypy knows functions without it.
-    vars(command)["__signature__"] = signature.replace(parameters=[*own, *options])
-    return command
-
-
-def _help(parameter: Parameter) -> str:
-    defaults: dict[Any, list[str]] = {}
-    for method in METHODS.values():
-        if parameter.name in method.defaults:
-            defaults.setdefault(method.defaults[parameter.name], []).append(method.name)
-    told = "; ".join(
-        f"{', '.join(names)}: {'their own choice' if value is None else value}"
-        for value, names in defaults.items()
-    )
-    allowed = parameter.range[0].upper() + parameter.range[1:]
-    return f"{parameter.help} {allowed}. Defaults: {told}."
-
-
-@with_rule_parameters
+@with_parameters(PARAMETERS, METHODS)
 def merge(
     context: typer.Context,
     adapters: AdaptersArgument = None,

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -23,16 +23,29 @@ from recycle_cli.cli.options import (
     read_inputs,
 )
 from recycle_cli.cli.output import Output
+from recycle_cli.cli.parameters import with_parameters
 from recycle_cli.errors import InputError
-from recycle_cli.tuning.catalog import METHODS
-from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, INITS, SCHEDULES
+from recycle_cli.lora.config import MAX_RANK
+from recycle_cli.tuning.catalog import METHODS, find_tuning_method
+from recycle_cli.tuning.choices import SCHEDULES
+from recycle_cli.tuning.parameters import PARAMETERS
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 MODULE_NAME = re.compile(r"[\w.]+")
-REINITS = ("none", "experts", "all")
 Number = TypeVar("Number", int, float)
 
 
+def _defaults(of: str) -> str:
+    """The default of a field of the pace, by method."""
+    found: dict[Any, list[str]] = {}
+    for method in METHODS.values():
+        found.setdefault(getattr(method.pace, of), []).append(method.name)
+    usual = max(found, key=lambda value: len(found[value]))
+    others = [f"{v:g} for {', '.join(names)}" for v, names in found.items() if v != usual]
+    return "; ".join([f"Default: {usual:g}", *others]) + "."
+
+
+@with_parameters(PARAMETERS, METHODS)
 def tune(
     context: typer.Context,
     out: OutOption,
@@ -46,67 +59,96 @@ def tune(
         str | None,
         typer.Option("--target", metavar="ADAPTER", help="The target LoRA, to mix in or rescale."),
     ] = None,
+    train_target: Annotated[
+        bool,
+        typer.Option(
+            "--train-target",
+            help="Train the target LoRA first, on the same rows, into OUT/target.",
+        ),
+    ] = False,
     reinit: Annotated[
         str,
         typer.Option(
             "--reinit",
-            help="Control. experts: redraw the pool's adapters at random with the same spread. "
-            "all: redraw the target LoRA too. none.",
+            help="Control: redraw adapters at random. experts: the pool's, with the spread of "
+            "each factor. norm: the pool's, with the norm of each module's update. all: as "
+            "experts, the target LoRA too. none.",
         ),
     ] = "none",
     base_model: BaseModelOption = None,
     rows: RowsOption = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Default: 100 to mix, 400 for a LoRA.")
+        int | None,
+        typer.Option(
+            "--steps",
+            min=0,
+            help=f"Optimizer steps, or evaluations of a search. {_defaults('steps')}",
+        ),
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Peak rate: 0.05 to mix, 0.0003 for a LoRA.")
+    lr: Annotated[float | None, typer.Option("--lr", help=f"Peak rate. {_defaults('lr')}")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows a step: 8.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a step.")] = 8,
     eval_every: Annotated[
-        int, typer.Option("--eval-every", min=1, help="Steps between two validations.")
-    ] = 10,
+        int | None, typer.Option("--eval-every", min=1, help="Steps between two validations: 10.")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--patience",
+            min=1,
+            help=f"Stop after so many validations without a better loss. {_defaults('patience')}",
+        ),
+    ] = None,
     schedule: Annotated[
-        str,
-        typer.Option("--schedule", help=f"Of the rate, after warm-up: {', '.join(SCHEDULES)}."),
-    ] = "cosine",
-    granularity: Annotated[
         str | None,
         typer.Option(
-            "--granularity",
-            help="What shares a coefficient of an adapter: all its modules (adapter), those of a "
-            "layer, of a sublayer (attention, MLP), none (module); dimension: a coefficient for "
-            "each rank-1 component. Default: module.",
+            "--schedule",
+            help=f"Of the rate, after the warm-up: {', '.join(SCHEDULES)} (0.85 of itself after "
+            "each epoch). Default: the method's.",
         ),
     ] = None,
-    activation: Annotated[
+    warmup: Annotated[
+        float | None,
+        typer.Option(
+            "--warmup",
+            help=f"Share of the steps over which the rate rises from 0. {_defaults('warmup')}",
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="AdamW's decoupled decay: 0.")
+    ] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option("--max-grad-norm", help="Gradients are clipped to this norm: 1.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="DIR",
+            help="Start from the mixture that an earlier run of the same method and adapters "
+            "wrote to DIR.",
+        ),
+    ] = None,
+    rank: Annotated[
         str | None,
         typer.Option(
-            "--activation",
-            help=f"What a coefficient goes through: {', '.join(ACTIVATIONS)} (over the adapters). "
-            "Default: the method's.",
+            "--rank",
+            help="Of a LoRA to train: 64. Of what a mixture is written as: full (exact, the sum "
+            "of the ranks), N, or energy:0.99.",
         ),
     ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            help=f"Where coefficients start: {', '.join(INITS)} (1 for the target LoRA, else 0). "
-            "equal is 1 / sqrt(adapters). Default: the method's.",
-        ),
+    target_rank: Annotated[
+        int | None,
+        typer.Option("--target-rank", min=1, help="With --train-target: its rank. Default: 64."),
     ] = None,
-    affine: Annotated[
-        bool | None,
-        typer.Option(
-            "--affine/--no-affine",
-            help=f"With {' or '.join(AFFINE)}: learn a scale and an offset for each group too.",
-            show_default=False,
-        ),
+    target_steps: Annotated[
+        int | None,
+        typer.Option("--target-steps", min=0, help="With --train-target: its steps: 400."),
     ] = None,
-    l1: Annotated[
-        float | None, typer.Option("--l1", help="Weight of mean |coefficient| in the loss: 0.")
+    target_lr: Annotated[
+        float | None, typer.Option("--target-lr", help="With --train-target: its rate: 0.0003.")
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank: 64.")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="LoRA alpha: 16.")] = None,
     dropout: Annotated[
         float | None, typer.Option("--dropout", min=0, max=0.99, help="LoRA dropout: 0.1.")
@@ -129,6 +171,17 @@ def tune(
         list[str] | None,
         typer.Option("--alpha-pattern", metavar="MODULE=ALPHA", help="Another alpha for a module."),
     ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Compute activations again in the backward pass: less memory, more time.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a run that was interrupted, from where it was."),
+    ] = False,
     save_dtype: SaveDtypeOption = "float32",
     license_: Annotated[
         str | None, typer.Option("--license", help="The licence to state in the result's card.")
@@ -136,36 +189,50 @@ def tune(
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonOption = False,
+    **parameters: Any,
 ) -> None:
     """With adapters: learn how much of each to use. Without: train a target LoRA."""
     from recycle_cli.evaluation.tasks import load_task
     from recycle_cli.workflows.adapters import resolve_names
-    from recycle_cli.workflows.tune import LoraShape, MixtureShape, TuneRequest, check_request
     from recycle_cli.workflows.tune import tune as run
+    from recycle_cli.workflows.tune_request import REINITS, LoraShape, TuneRequest, check_request
 
     session: Session = context.obj
     output = Output(json, session.quiet, session.verbose)
     inputs = read_inputs(adapters)
-    if reinit not in REINITS:
+    wanted_reinit = next((word for word in REINITS if word == reinit), None)
+    if wanted_reinit is None:
         raise InputError(f"--reinit is {reinit!r}", f"use one of: {', '.join(REINITS)}")
-    for name, value in (("--lr", lr), ("--alpha", alpha)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"{name} is {value:g}", "use a number above 0")
+    if alpha is not None and not (alpha > 0 and math.isfinite(alpha)):
+        raise InputError(f"--alpha is {alpha:g}", "use a number above 0")
     sources = inputs.sources(session.settings)
     targets = resolve_names([target], session.settings) if target else []
+    mixes = bool(sources or targets or train_target)
+    method = method or ("recycle" if mixes else "lora")
+    trains_lora = not find_tuning_method(method).mixes
     request = TuneRequest(
         task=load_task(inputs.task_source(task)),
         base_model=inputs.base_model(base_model),
         out=Path(out),
-        method=method or ("recycle" if sources or targets else "lora"),
+        method=method,
+        parameters=_given(parameters),
+        pace=_given(
+            {
+                "steps": steps,
+                "lr": lr,
+                "batch_size": batch_size,
+                "eval_every": eval_every,
+                "patience": patience,
+                "schedule": schedule,
+                "warmup": warmup,
+                "weight_decay": weight_decay,
+                "max_grad_norm": max_grad_norm,
+            }
+        ),
         rows=rows,
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        eval_every=eval_every,
-        reinit=reinit,  # type: ignore[arg-type]  # checked above
+        reinit=wanted_reinit,
         lora=LoraShape(
-            rank=rank,
+            rank=_lora_rank(rank) if trains_lora else target_rank,
             alpha=alpha,
             dropout=dropout,
             use_rslora=rslora,
@@ -173,8 +240,12 @@ def tune(
             rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int),
             alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
         ),
-        mixture=MixtureShape(granularity, activation, init, affine, l1),
-        schedule=schedule,
+        train_target=train_target,
+        target_pace=_given({"steps": target_steps, "lr": target_lr}),
+        init_from=init_from,
+        export_rank="full" if trains_lora else rank or "full",
+        checkpointing=gradient_checkpointing,
+        resume=resume,
         save_dtype=save_dtype,
         license=license_,
         seed=seed,
@@ -201,6 +272,26 @@ def tune(
         )
     for warning in document.warnings:
         output.message(f"warning: {warning}")
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _lora_rank(text: str | None) -> int | None:
+    """The rank of a LoRA to train.
+
+    Raises:
+        InputError: it is no number from 1.
+    """
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_RANK:
+        raise InputError(
+            f"--rank is {text!r}", f"the rank of a LoRA is a whole number from 1 to {MAX_RANK}"
+        )
+    return int(text)
 
 
 def _parse_pattern(

@@ -3,15 +3,17 @@
 A set of adapters is one concatenated low-rank product in each module it touches:
 y = W x + B_cat (z * (A_cat x)), where A_cat stacks the adapters' A, B_cat their B, and z holds a
 number for each rank-1 component. There is no loop over adapters, whatever their ranks, and an
-adapter that lacks a module owns no components in it.
+adapter that lacks a module owns no components in it. How the product is computed, with gradients
+for z, is in `engine.products`.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from recycle_cli.engine.base_model import BaseModel
@@ -34,17 +36,29 @@ class ModuleComponents:
     owner: Tensor
 
 
-def concatenate(updates: Sequence[ModelUpdate]) -> dict[str, ModuleComponents]:
-    """The components of several adapters, by module, in the order of the adapters."""
+def concatenate(
+    updates: Sequence[ModelUpdate], dtype: torch.dtype | None = None
+) -> dict[str, ModuleComponents]:
+    """The components of several adapters, by module, in the order of the adapters.
+
+    Each update is read once, module by module.
+
+    Args:
+        updates: the adapters.
+        dtype: of the factors; None leaves it as it is.
+    """
     modules = sorted({module for update in updates for module in update})
-    return {module: _concatenate_module(module, updates) for module in modules}
+    return {module: _concatenate_module(module, updates, dtype) for module in modules}
 
 
-def _concatenate_module(module: str, updates: Sequence[ModelUpdate]) -> ModuleComponents:
+def _concatenate_module(
+    module: str, updates: Sequence[ModelUpdate], dtype: torch.dtype | None
+) -> ModuleComponents:
     pieces = [(index, update[module]) for index, update in enumerate(updates) if module in update]
+    dtype = dtype or pieces[0][1].A.dtype
     return ModuleComponents(
-        A=torch.cat([piece.A for _, piece in pieces]),
-        B=torch.cat([piece.B * piece.scale for _, piece in pieces], dim=1),
+        A=torch.cat([piece.A.to(dtype) for _, piece in pieces]),
+        B=torch.cat([(piece.B * piece.scale).to(dtype) for _, piece in pieces], dim=1),
         owner=torch.cat([torch.full((piece.rank,), index) for index, piece in pieces]),
     )
 
@@ -52,45 +66,65 @@ def _concatenate_module(module: str, updates: Sequence[ModelUpdate]) -> ModuleCo
 Gate = Callable[[], Tensor]
 """Gives z, (components,), for one module; called in every forward pass."""
 
+Forward = Callable[[nn.Linear, Tensor], Tensor]
+"""What a linear module does to its input (..., in), adapters included: (..., out)."""
+
 
 @contextlib.contextmanager
-def attached(
-    base: BaseModel, components: Mapping[str, ModuleComponents], gates: Mapping[str, Gate]
+def replaced(
+    base: BaseModel, forwards: Mapping[str, Forward], shapes: Mapping[str, tuple[int, int]]
 ) -> Iterator[None]:
-    """The base model with the components on it, as long as the context lasts.
+    """The base model with other forward passes in some modules, as long as the context lasts.
 
     Args:
         base: the model; its weights stay as they are.
-        components: by module path; factors in float32.
-        gates: by module path, the numbers that scale the components.
+        forwards: by module path.
+        shapes: (out, in) that each module has to have.
 
     Raises:
         AdapterProblem: a module is not in the model, or has another shape there.
     """
-    check_modules(base, {name: (c.B.shape[0], c.A.shape[1]) for name, c in components.items()})
-    device = base.compute.device
-    handles = []
+    check_modules(base, shapes)
+    modules = {path: base.model.get_submodule(path) for path in forwards}
     try:
-        for path, piece in components.items():
-            hook = _make_hook(piece.A.to(device), piece.B.to(device), gates[path])
-            handles.append(base.model.get_submodule(path).register_forward_hook(hook))
+        for path, module in modules.items():
+            # On the instance, where calls look first; hooks of other libraries still run.
+            module.forward = functools.partial(forwards[path], module)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in modules.values():
+            vars(module).pop("forward", None)
+
+
+def shapes_of(components: Mapping[str, ModuleComponents]) -> dict[str, tuple[int, int]]:
+    """(out, in) by module path."""
+    return {path: (piece.B.shape[0], piece.A.shape[1]) for path, piece in components.items()}
 
 
 @contextlib.contextmanager
 def with_adapter(base: BaseModel, update: ModelUpdate | None) -> Iterator[None]:
-    """The base model with one adapter on it; with None, the base model itself."""
+    """The base model with one adapter on it; with None, the base model itself.
+
+    The product is computed as PEFT does, in the dtype of the factors, so that other tools score
+    the adapter the same.
+    """
     if update is None:
         yield
         return
     components = concatenate([update])
     device = base.compute.device
-    ones = {path: torch.ones(piece.A.shape[0], device=device) for path, piece in components.items()}
-    with attached(base, components, {path: ones[path].clone for path in ones}):
+    forwards = {path: _as_peft(p.A.to(device), p.B.to(device)) for path, p in components.items()}
+    with replaced(base, forwards, shapes_of(components)):
         yield
+
+
+def _as_peft(a: Tensor, b: Tensor) -> Forward:
+    def forward(module: nn.Linear, x: Tensor) -> Tensor:
+        output = functional.linear(x, module.weight, module.bias)
+        inner = functional.linear(x.to(a.dtype), a)
+        return (output + functional.linear(inner, b)).to(output.dtype)
+
+    return forward
 
 
 def check_modules(base: BaseModel, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -115,15 +149,6 @@ def check_modules(base: BaseModel, shapes: Mapping[str, tuple[int, int]]) -> Non
             )
 
 
-def _make_hook(a: Tensor, b: Tensor, gate: Gate) -> Callable[..., Tensor]:
-    def add_low_rank(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # As PEFT does: the product and the sum in float32, then back to the model's dtype.
-        inner = functional.linear(inputs[0].to(a.dtype), a) * gate()
-        return (output + functional.linear(inner, b)).to(output.dtype)
-
-    return add_low_rank
-
-
 def fold(components: Mapping[str, ModuleComponents], gates: Mapping[str, Gate]) -> ModelUpdate:
     """The one LoRA that equals the components under these gates: z goes into B, exactly.
 
@@ -135,7 +160,9 @@ def fold(components: Mapping[str, ModuleComponents], gates: Mapping[str, Gate]) 
         for path, piece in components.items():
             z = gates[path]().detach().to(piece.B.device)
             kept = z != 0
-            if kept.any():
+            if kept.all():
+                folded[path] = LowRankUpdate(piece.A, piece.B * z, 1.0)
+            elif kept.any():
                 folded[path] = LowRankUpdate(piece.A[kept], piece.B[:, kept] * z[kept], 1.0)
     if not folded:
         path, piece = next(iter(components.items()))

@@ -78,6 +78,12 @@ class BaseModel:
                 )
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    @property
     def shapes(self) -> Shapes:
         """Its linear modules."""
         return _linear_shapes(self.model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,13 +65,18 @@ def collate(base: BaseModel, examples: Sequence[Example], shared: int | None = N
     return Batch(*(part.to(base.compute.device) for part in parts))
 
 
-def answer_logits(base: BaseModel, batch: Batch) -> Tensor:
+def answer_logits(base: BaseModel, batch: Batch, prefix: Any = None) -> Tensor:
     """Logits (answer tokens, vocabulary) at the positions that predict an answer token.
 
     The hidden states are gathered before the head is applied. Slicing the logits instead would
     make a frozen head copy its weight once a row, which triples the cost of a pass.
+
+    Args:
+        base: the model.
+        batch: the rows.
+        prefix: keys and values of their shared beginning, where those are at hand.
     """
-    cache = repeated(run_prefix(base, batch.prefix), batch.tokens.shape[0])
+    cache = repeated(prefix or run_prefix(base, batch.prefix), batch.tokens.shape[0])
     hidden = base.model.base_model(
         batch.tokens,
         attention_mask=batch.attention,
@@ -80,18 +86,24 @@ def answer_logits(base: BaseModel, batch: Batch) -> Tensor:
     return base.head(hidden[batch.predicts])
 
 
-def answer_loss(base: BaseModel, batch: Batch) -> Tensor:
+def answer_loss(base: BaseModel, batch: Batch, prefix: Any = None) -> Tensor:
     """Mean cross-entropy over the answer tokens of a batch, in nats, computed in float32."""
-    return functional.cross_entropy(answer_logits(base, batch).float(), batch.targets)
+    return functional.cross_entropy(answer_logits(base, batch, prefix).float(), batch.targets)
 
 
 @torch.no_grad()
 def mean_loss(base: BaseModel, batches: Sequence[Batch]) -> float:
-    """Mean cross-entropy over all answer tokens of several batches, in nats."""
+    """Mean cross-entropy over all answer tokens of several batches, in nats.
+
+    What batches begin with is run once where it is the same in all of them.
+    """
+    first = batches[0].prefix
+    same = all(torch.equal(batch.prefix, first) for batch in batches)
+    prefix = run_prefix(base, first) if same else None
     total, tokens = 0.0, 0
     for batch in batches:
         count = batch.targets.numel()
-        total += float(answer_loss(base, batch)) * count
+        total += float(answer_loss(base, batch, prefix)) * count
         tokens += count
     return total / tokens
 

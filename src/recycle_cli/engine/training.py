@@ -1,25 +1,33 @@
 """The training loop: supervised steps on examples, validation, and the best state kept."""
 
+import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.checkpointing import gradient_checkpointing
 from recycle_cli.engine.encoding import Example, shared_length
 from recycle_cli.engine.forward import Batch, answer_loss, by_length, collate, mean_loss
+from recycle_cli.engine.store import Snapshot, Store
 from recycle_cli.errors import RecycleError
 from recycle_cli.progress import Progress
 
 VALID_BATCH = 16
 # What transformers calls the schedules.
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+LIBRARY_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+STEP = "step"
+STEP_FACTOR = 0.85
+
+
+class Diverged(RecycleError):
+    """A loss is no longer a finite number, and would not be when run again."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +35,39 @@ class TrainingPlan:
     """How to train.
 
     Args:
-        steps: optimizer steps, at least 1.
+        steps: optimizer steps; 0 only validates the start.
         lr: peak learning rate.
         batch_size: examples a step.
+        micro_batch: examples a pass; gradients of the passes of a step are summed. None for all.
         warmup: share of the steps over which the rate rises from 0.
-        schedule: how it goes on: it falls as a `cosine`, falls on a line (`linear`), or stays.
+        schedule: how it goes on: it falls as a `cosine`, falls on a line (`linear`), stays
+            (`constant`), or falls to 0.85 of itself after each epoch (`step`).
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: gradients are scaled down to this norm.
         eval_every: steps between two validations.
         patience: stop after this many validations without a better loss.
+        checkpointing: compute the activations of each layer again in the backward pass instead of
+            keeping them: less memory, a third more time.
         seed: of the order of the examples, and of dropout.
     """
 
     steps: int
     lr: float
     batch_size: int = 8
+    micro_batch: int | None = None
     warmup: float = 0.1
     schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     eval_every: int = 10
     patience: int = 20
+    checkpointing: bool = False
     seed: int = 0
+
+    @property
+    def rows_a_pass(self) -> int:
+        """Examples in one forward and backward pass."""
+        return self.micro_batch or self.batch_size
 
 
 @dataclass(frozen=True)
@@ -60,16 +79,33 @@ class Trained:
     history: list[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a method does while it is trained.
+
+    Args:
+        set_training: switches dropout on and off.
+        penalty: added to the training loss, where it gives something; the validation loss is
+            without it.
+        after_step: called after each optimizer step, before any validation; gradients are there.
+        buffers: tensors that it changes meanwhile, and that a resumed run has to go on with.
+    """
+
+    set_training: Callable[[bool], object] = lambda _on: None
+    penalty: Callable[[], Tensor | None] = lambda: None
+    after_step: Callable[[], object] = lambda: None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def train(
     base: BaseModel,
-    parameters: Sequence[torch.nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
     examples: Sequence[Example],
     valid: Sequence[Example],
     plan: TrainingPlan,
     progress: Progress,
-    set_training: Callable[[bool], object] = lambda _on: None,
-    penalty: Callable[[], Tensor] | None = None,
-    after_step: Callable[[], object] = lambda: None,
+    hooks: Hooks | None = None,
+    store: Store | None = None,
 ) -> Trained:
     """Trains parameters that act inside the base model's forward pass.
 
@@ -78,78 +114,188 @@ def train(
 
     Args:
         base: the model, with whatever holds the parameters attached.
-        parameters: what is trained, in float32.
+        parameters: what is trained, by name, in float32.
         examples: to train on, in batches drawn without replacement, epoch by epoch.
         valid: to validate on.
         plan: steps, rates and sizes.
         progress: told of every step.
-        set_training: switches dropout on and off.
-        penalty: added to the training loss; the validation loss is without it.
-        after_step: called after each optimizer step, before any validation.
+        hooks: what the method does meanwhile.
+        store: keeps the run after each validation; where it holds one, that is gone on with, and
+            ends as it would have without the interruption.
 
     Raises:
-        RecycleError: the training or the validation loss is no longer a finite number.
+        Diverged: the training or the validation loss is no longer a finite number.
+        RecycleError: the disk refused.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
-    schedule: LRScheduler = get_scheduler(
-        SCHEDULES[plan.schedule],
-        optimizer,
-        num_warmup_steps=math.ceil(plan.warmup * plan.steps),
-        num_training_steps=plan.steps,
-    )
-    shared = shared_length([example.prompt for example in [*examples, *valid]])
-    valid_batches = _valid_batches(base, valid, shared)
-    keeper = _BestKeeper(parameters)
-    keeper.consider(0, mean_loss(base, valid_batches))
+    run = _Run(base, parameters, examples, valid, plan, hooks or Hooks())
     order = _example_order(len(examples), plan.seed)
     torch.manual_seed(plan.seed)
-    for step in range(1, plan.steps + 1):
-        batch = collate(base, [examples[next(order)] for _ in range(plan.batch_size)], shared)
-        set_training(True)
-        loss = _step(base, batch, parameters, optimizer, plan.max_grad_norm, penalty)
-        after_step()
-        set_training(False)
-        schedule.step()
-        if step % plan.eval_every == 0 or step == plan.steps:
-            keeper.consider(step, mean_loss(base, valid_batches))
-        progress.advance(f"loss {loss:.3f}, best valid {keeper.best_loss:.3f}")
-        if keeper.idle >= plan.patience:
+    saved = store.load() if store else None
+    if saved is None:
+        run.keeper.consider(0, run.valid_loss())
+        done = 0
+    else:
+        done = run.restore(saved)
+        progress.message(f"going on from step {done}")
+        for _ in range(done * plan.batch_size):
+            next(order)
+    for _ in range(done):
+        progress.advance()
+    for step in range(done + 1, plan.steps + 1):
+        if run.keeper.idle >= plan.patience:
             break
-    keeper.restore()
-    return Trained(keeper.best_step, keeper.best_loss, keeper.history)
+        loss = run.step(step, [examples[next(order)] for _ in range(plan.batch_size)])
+        if step % plan.eval_every == 0 or step == plan.steps:
+            run.keeper.consider(step, run.valid_loss())
+            if store:
+                store.save(run.snapshot(step))
+        progress.advance(f"loss {loss:.3f}, best valid {run.keeper.best_loss:.3f}")
+    run.keeper.restore()
+    return Trained(run.keeper.best_step, run.keeper.best_loss, run.keeper.history)
 
 
-def _step(
-    base: BaseModel,
-    batch: Batch,
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    max_grad_norm: float,
-    penalty: Callable[[], Tensor] | None,
-) -> float:
-    """One optimizer step; gives the loss before it, without the penalty."""
-    loss: Tensor = answer_loss(base, batch)
-    value = _finite(loss.item(), "training")
-    optimizer.zero_grad(set_to_none=True)
-    (loss if penalty is None else loss + penalty()).backward()
-    clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    return value
+class _Run:
+    """A training under way."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        parameters: Mapping[str, nn.Parameter],
+        examples: Sequence[Example],
+        valid: Sequence[Example],
+        plan: TrainingPlan,
+        hooks: Hooks,
+    ) -> None:
+        self.base, self.plan, self.hooks = base, plan, hooks
+        self.parameters = dict(parameters)
+        self.shared = shared_length([example.prompt for example in [*examples, *valid]])
+        self.valid_batches = batches_of(base, valid, self.shared, VALID_BATCH)
+        self.keeper = BestKeeper(list(self.parameters.values()))
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay
+        )
+        self.rate = _rate(plan, self.optimizer, math.ceil(len(examples) / plan.batch_size))
+
+    def valid_loss(self) -> float:
+        return mean_loss(self.base, self.valid_batches)
+
+    def step(self, number: int, batch: Sequence[Example]) -> float:
+        """One optimizer step; gives the loss before it, without the penalty."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr * self.rate(number - 1)
+        self.hooks.set_training(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(batch)
+        clip_grad_norm_(self.parameters.values(), self.plan.max_grad_norm)
+        self.optimizer.step()
+        self.hooks.after_step()
+        self.hooks.set_training(False)
+        return loss
+
+    def _backward(self, batch: Sequence[Example]) -> float:
+        """The gradients of the mean loss over the batch's answer tokens, pass by pass."""
+        size, plan = self.plan.rows_a_pass, self.plan
+        tokens = sum(len(example.answer) for example in batch)
+        total = 0.0
+        with contextlib.ExitStack() as around:
+            if plan.checkpointing:
+                around.enter_context(gradient_checkpointing(self.base))
+            for start in range(0, len(batch), size):
+                rows = batch[start : start + size]
+                # Layers that are run again cannot add to a cache of keys and values twice.
+                part = collate(self.base, rows, 0 if plan.checkpointing else self.shared)
+                loss = answer_loss(self.base, part) * (part.targets.numel() / tokens)
+                total += finite(loss.item(), "training")
+                loss.backward()
+        penalty = self.hooks.penalty()
+        if penalty is not None:
+            penalty.backward()
+        return total
+
+    def snapshot(self, step: int) -> Snapshot:
+        """All that it takes to go on from here."""
+        keeper = self.keeper
+        tensors = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {
+            f"best.{name}": best for name, best in zip(self.parameters, keeper.best, strict=True)
+        }
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors |= {f"buffer.{name}": buffer for name, buffer in self.hooks.buffers.items()}
+        tensors |= {f"random.{name}": state for name, state in _random_state(self.base).items()}
+        return Snapshot(tensors, step, keeper.best_step, keeper.idle, keeper.history)
+
+    def restore(self, saved: Snapshot) -> int:
+        """Goes back to a snapshot; gives its step."""
+        keeper, tensors = self.keeper, saved.tensors
+        keeper.best_step, keeper.idle = saved.best_step, saved.idle
+        keeper.history = [*saved.history]
+        keeper.best_loss = dict(saved.history)[saved.best_step]
+        with torch.no_grad():
+            for at, (name, parameter) in enumerate(self.parameters.items()):
+                parameter.copy_(tensors[f"now.{name}"])
+                keeper.best[at] = tensors[f"best.{name}"].to(parameter.device)
+            for name, buffer in self.hooks.buffers.items():
+                buffer.copy_(tensors[f"buffer.{name}"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                index, _, what = rest.partition(".")
+                states.setdefault(int(index), {})[what] = tensor
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": states})
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.base.compute.device)
+        return saved.step
 
 
-def _finite(loss: float, kind: str) -> float:
+def _random_state(base: BaseModel) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if base.compute.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(base.compute.device)
+    return state
+
+
+def _rate(
+    plan: TrainingPlan, optimizer: torch.optim.Optimizer, steps_an_epoch: int
+) -> Callable[[int], float]:
+    """The share of the peak rate, by the number of steps done."""
+    warmup = math.ceil(plan.warmup * plan.steps)
+    if plan.schedule == STEP:
+        return lambda done: (
+            done / warmup if done < warmup else STEP_FACTOR ** (done // steps_an_epoch)
+        )
+    library = get_scheduler(
+        LIBRARY_SCHEDULES[plan.schedule],
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=plan.steps,
+    )
+    rate: Callable[[int], float] = library.lr_lambdas[0]
+    return rate
+
+
+def finite(loss: float, kind: str) -> float:
+    """The loss.
+
+    Raises:
+        Diverged: it is no finite number.
+    """
     if not math.isfinite(loss):
-        raise RecycleError(
+        raise Diverged(
             f"the {kind} loss became {loss}", "lower --lr, or leave out the adapter at fault"
         )
     return loss
 
 
-def _valid_batches(base: BaseModel, valid: Sequence[Example], shared: int) -> list[Batch]:
-    lengths = [len(example.prompt) + len(example.answer) for example in valid]
+def batches_of(base: BaseModel, examples: Sequence[Example], shared: int, size: int) -> list[Batch]:
+    """Examples in batches of like lengths, to take a mean loss of."""
+    lengths = [len(example.prompt) + len(example.answer) for example in examples]
     return [
-        collate(base, [valid[index] for index in group], shared)
-        for group in by_length(lengths, VALID_BATCH)
+        collate(base, [examples[index] for index in group], shared)
+        for group in by_length(lengths, size)
     ]
 
 
@@ -162,7 +308,7 @@ def _example_order(count: int, seed: int) -> Iterator[int]:
         yield from epoch
 
 
-class _BestKeeper:
+class BestKeeper:
     """Remembers the parameters with the lowest validation loss."""
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -171,18 +317,20 @@ class _BestKeeper:
         self.best_loss = math.inf
         self.history: list[tuple[int, float]] = []
         self.idle = 0
-        self._best = self._copy()
+        self.best = self._copy()
 
     def consider(self, step: int, loss: float) -> None:
-        self.history.append((step, _finite(loss, "validation")))
+        """Takes the parameters as they are, where their loss is the lowest so far."""
+        self.history.append((step, finite(loss, "validation")))
         self.idle += 1
         if loss < self.best_loss:
             self.best_step, self.best_loss, self.idle = step, loss, 0
-            self._best = self._copy()
+            self.best = self._copy()
 
     def restore(self) -> None:
+        """Puts the best parameters in place."""
         with torch.no_grad():
-            for parameter, best in zip(self.parameters, self._best, strict=True):
+            for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
 
     def _copy(self) -> list[Tensor]:

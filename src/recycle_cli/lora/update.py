@@ -1,6 +1,6 @@
 """The low-rank update of one linear module, and of a whole model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,32 @@ class LowRankUpdate:
 ModelUpdate = Mapping[str, LowRankUpdate]
 """An update of several modules, keyed by module path in the base model, as in
 `model.layers.0.self_attn.q_proj`. A module that is not a key is left as it is."""
+
+
+class Lazy(Mapping[str, LowRankUpdate]):
+    """An update whose modules are made when they are asked for, each time anew.
+
+    Args:
+        modules: their paths.
+        make: gives the update of one.
+    """
+
+    def __init__(self, modules: Collection[str], make: Callable[[str], LowRankUpdate]) -> None:
+        self._modules, self._make = modules, make
+
+    def __getitem__(self, module: str) -> LowRankUpdate:
+        if module not in self._modules:
+            raise KeyError(module)
+        return self._make(module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._modules
 
 
 def zero_update(shape: tuple[int, int]) -> LowRankUpdate:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import InputError, unknown_name
-from recycle_cli.merging.parameters import PARAMETERS, Parameter, Value
+from recycle_cli.merging.parameters import PARAMETERS
+from recycle_cli.parameters import Parameter, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

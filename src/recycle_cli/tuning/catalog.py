@@ -1,9 +1,47 @@
 """The tuning methods there are. A new one is a file beside this one and a row here."""
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from recycle_cli.errors import unknown_name
+from recycle_cli.errors import InputError, unknown_name
+from recycle_cli.parameters import Parameter, Value
+from recycle_cli.tuning.choices import AFFINE
+from recycle_cli.tuning.parameters import PARAMETERS
+
+if TYPE_CHECKING:
+    from recycle_cli.tuning.tuned import Ingredients, Tuned
+
+Takes = Literal["nothing", "target", "adapters"]
+NGOPT = "ngopt"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast a method trains: the defaults of the options of the same names.
+
+    Args:
+        lr: peak learning rate.
+        steps: optimizer steps, or evaluations of a gradient-free search.
+        batch_size: rows a step.
+        schedule: of the rate, after the warm-up.
+        warmup: share of the steps over which the rate rises from 0.
+        weight_decay: AdamW's decoupled decay.
+        max_grad_norm: gradients are scaled down to this norm.
+        eval_every: steps between two validations.
+        patience: stop after this many validations without a better loss.
+    """
+
+    lr: float = 5e-2
+    steps: int = 100
+    batch_size: int = 8
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    eval_every: int = 10
+    patience: int = 20
 
 
 @dataclass(frozen=True)
@@ -12,54 +50,200 @@ class TuningMethod:
 
     Args:
         name: what `--method` takes.
-        summary: one line for the help.
+        summary: what it learns, for the help and for cards.
+        detail: what else to know, a sentence or two.
+        formula: of one module.
         paper: its source.
-        mixes: whether it mixes given adapters (else it trains a LoRA of its own).
-        target_only: whether the target LoRA is the only adapter it takes.
-        mixture: what `tuning.mixture.MixtureRecipe` takes, where it is not at its defaults.
-        lr: peak learning rate.
-        steps: optimizer steps.
+        takes: `adapters` to mix, the `target` LoRA alone, or `nothing`, where it trains a LoRA.
+        target: `module:function` under `recycle_cli.tuning`, which takes the ingredients and the
+            method's parameters and gives what is trained; empty for a method that takes nothing.
+        fixed: what else the function is given.
+        defaults: its parameters and their defaults.
+        pace: how long and how fast.
+        routed: whether the result chooses between adapters token by token, so that no LoRA
+            equals it.
     """
 
     name: str
     summary: str
+    detail: str
+    formula: str
     paper: str
-    mixes: bool
-    target_only: bool = False
-    mixture: Mapping[str, str | float | bool] = field(default_factory=dict)
-    lr: float = 5e-2
-    steps: int = 100
+    takes: Takes = "adapters"
+    target: str = ""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    routed: bool = False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it works on given adapters."""
+        return self.takes != "nothing"
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The parameters it takes."""
+        return [PARAMETERS[name] for name in self.defaults]
+
+    def build(self, ingredients: "Ingredients", settings: Mapping[str, Value]) -> "Tuned":
+        """What it trains, with these parameters, as `settings` gives them."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., Tuned] = getattr(
+            importlib.import_module(f"recycle_cli.tuning.{module}"), name
+        )
+        own = {name: value for name, value in settings.items() if name not in SEARCH}
+        return function(ingredients, **self.fixed, **own)
+
+    def settings(self, given: Mapping[str, Value], target: bool) -> dict[str, Value]:
+        """Its parameters with their values in force.
+
+        Args:
+            given: values by parameter name.
+            target: whether there is a target LoRA among the adapters.
+
+        Raises:
+            InputError: a value is out of range, or has no effect on this method.
+        """
+        for name, value in given.items():
+            if name not in self.defaults:
+                takers = [m.name for m in METHODS.values() if name in m.defaults]
+                raise InputError(
+                    f"{PARAMETERS[name].option} has no effect with --method {self.name}",
+                    f"leave it out, or use one of: {', '.join(takers)}",
+                )
+            PARAMETERS[name].check(value)
+        settings = {**self.defaults, **given}
+        _check_together(settings, given, target)
+        return settings
 
 
-METHODS: Mapping[str, TuningMethod] = {
-    method.name: method
-    for method in (
-        TuningMethod(
-            "recycle",
-            "adaptive merging: one coefficient per adapter and module, from zero",
-            "arXiv 2602.12323",
-            mixes=True,
-        ),
-        TuningMethod(
-            "adamerging",
-            "the same from equal shares, without an activation (supervised AdaMerging)",
-            "arXiv 2310.02575",
-            mixes=True,
-            mixture={"activation": "linear", "init": "equal"},
-        ),
-        TuningMethod(
-            "rescale",
-            "control: the target LoRA alone with learned module coefficients, from one",
-            "arXiv 2602.12323",
-            mixes=True,
-            target_only=True,
-            mixture={"activation": "linear", "init": "one"},
-        ),
-        TuningMethod(
-            "lora", "a target LoRA of its own", "arXiv 2106.09685", mixes=False, lr=3e-4, steps=400
-        ),
-    )
-}
+SEARCH = ("optimizer", "bound")
+"""The parameters that are about the search for coefficients, not about what they are."""
+
+
+def _check_together(
+    settings: Mapping[str, Value], given: Mapping[str, Value], target: bool
+) -> None:
+    if settings.get("affine") and settings.get("activation") not in AFFINE:
+        raise InputError(
+            f"--affine has no effect with --activation {settings['activation']}",
+            f"leave it out, or use --activation {' or '.join(AFFINE)}",
+        )
+    if settings.get("init") == "one-hot" and not target:
+        raise InputError("--init one-hot starts at the target LoRA", "give it with --target")
+    if "bound" in given and settings.get("optimizer") != NGOPT:
+        raise InputError(
+            "--bound has no effect where gradients are followed", f"use --optimizer {NGOPT}"
+        )
+    if settings.get("affine") and settings.get("optimizer") == NGOPT:
+        raise InputError(
+            "--affine has no effect with --optimizer ngopt, which sets coefficients alone",
+            "leave it out",
+        )
+    if "new_rank" in given and settings.get("reduce_rank"):
+        raise InputError("--reduce-rank chooses the rank itself", "leave out --new-rank")
+    if "new_rank" in given and target and "reduce_rank" not in settings:
+        raise InputError(
+            "--new-rank has no effect beside a target LoRA, which takes the new one's place",
+            "leave out one of them",
+        )
+
+
+def _mixture(**other: Value) -> dict[str, Value]:
+    """The axes of a mixture, at the paper's values where `other` does not say otherwise."""
+    return {
+        "granularity": "module",
+        "activation": "linear",
+        "init": "equal",
+        "affine": False,
+        "l1": 0.0,
+        "optimizer": "adamw",
+        "bound": 1.5,
+        **other,
+    }
+
+
+MIX = "mixture:build"
+_ROWS = (
+    TuningMethod(
+        "recycle",
+        "adaptive merging: one coefficient per adapter and module, from zero",
+        "The paper's own setting. It starts as the base model.",
+        "y = W x + sum_i f(c_i) dW_i x",
+        "arXiv 2602.12323",
+        target=MIX,
+        defaults=_mixture(activation="leaky-relu", init="zero"),
+    ),
+    TuningMethod(
+        "adamerging",
+        "the same from equal shares, without an activation (supervised AdaMerging)",
+        "AdaMerging minimises entropy on unlabelled rows; this is its supervised form, from the "
+        "same paper as recycle.",
+        "y = W x + sum_i c_i dW_i x",
+        "arXiv 2310.02575",
+        target=MIX,
+        defaults=_mixture(),
+    ),
+    TuningMethod(
+        "lorahub",
+        "one coefficient per adapter, searched without gradients",
+        "On the updates themselves, without cross terms between the adapters.",
+        "y = W x + sum_i c_i dW_i x",
+        "arXiv 2307.13269",
+        target=MIX,
+        defaults=_mixture(granularity="adapter", init="zero", l1=0.05, optimizer=NGOPT),
+    ),
+    TuningMethod(
+        "pi-tuning",
+        "softmax shares per module, with the adapters' own factors trained too",
+        "Without a target LoRA, a new LoRA of --new-rank joins the adapters.",
+        "y = W x + sum_i softmax(c)_i B_i A_i x, with A_i and B_i trained",
+        "arXiv 2304.14381",
+        target=MIX,
+        fixed={"factors": "all"},
+        defaults={
+            "granularity": "module",
+            "activation": "softmax",
+            "init": "equal",
+            "affine": False,
+            "l1": 0.0,
+            "new_rank": 16,
+        },
+        pace=Pace(lr=1e-4),
+    ),
+    TuningMethod(
+        "sd-lora",
+        "magnitudes of the adapters' unit directions, and a new direction beside",
+        "One magnitude per adapter for all modules, from one; the new direction is trained from "
+        "zero.",
+        "y = W x + sum_k a_k dW_k / |dW_k|_F x + a_t B_t A_t x",
+        "arXiv 2501.13198",
+        target="sd_lora:SDLora",
+        defaults={"new_rank": 10, "reduce_rank": False, "distill": 0.0},
+        pace=Pace(lr=8e-3),
+    ),
+    TuningMethod(
+        "rescale",
+        "control: the target LoRA alone with learned module coefficients, from one",
+        "What a mixture beside the target LoRA has to beat.",
+        "y = W x + c dW x",
+        "arXiv 2602.12323",
+        takes="target",
+        target=MIX,
+        defaults=_mixture(init="one"),
+    ),
+    TuningMethod(
+        "lora",
+        "a target LoRA of its own",
+        "An ordinary LoRA, by PEFT.",
+        "y = W x + s B A x",
+        "arXiv 2106.09685",
+        takes="nothing",
+        pace=Pace(lr=3e-4, steps=400),
+    ),
+)
+METHODS: Mapping[str, TuningMethod] = {method.name: method for method in _ROWS}
 
 
 def find_tuning_method(name: str) -> TuningMethod:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recycle_cli.engine.adapted import ModuleComponents
 from recycle_cli.lora.draws import generator_for
 from recycle_cli.tuning.choices import GRANULARITIES
 
@@ -48,22 +47,19 @@ class Layout:
         return int(self.present.sum())
 
 
-def lay_out(components: Mapping[str, ModuleComponents], adapters: int, granularity: str) -> Layout:
+def lay_out(owners: Mapping[str, Tensor], adapters: int, granularity: str) -> Layout:
     """The layout at one of the GRANULARITIES.
 
     Args:
-        components: by module path.
+        owners: by module path (components,) int64, the adapter that each belongs to.
         adapters: how many there are.
         granularity: what shares a coefficient.
     """
-    groups = tuple(sorted({group_of(path, granularity) for path in components}))
+    groups = tuple(sorted({group_of(path, granularity) for path in owners}))
     row_of = {group: row for row, group in enumerate(groups)}
-    rows = {path: row_of[group_of(path, granularity)] for path in components}
+    rows = {path: row_of[group_of(path, granularity)] for path in owners}
     fine = granularity == DIMENSION
-    columns = {
-        path: torch.arange(len(piece.owner)) if fine else piece.owner
-        for path, piece in components.items()
-    }
+    columns = {path: torch.arange(len(owner)) if fine else owner for path, owner in owners.items()}
     width = max(map(len, columns.values())) if fine else adapters
     present = torch.zeros(len(groups), width, dtype=torch.bool)
     for path, taken in columns.items():

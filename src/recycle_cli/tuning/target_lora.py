@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example
-from recycle_cli.engine.training import Trained, TrainingPlan, train
+from recycle_cli.engine.store import Store
+from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
 from recycle_cli.lora.folder import WEIGHTS_FILE, save_tensors
 from recycle_cli.progress import Progress
@@ -120,10 +121,12 @@ def train_target_lora(
     valid: Sequence[Example],
     plan: TrainingPlan,
     progress: Progress,
+    store: Store | None = None,
 ) -> Trained:
     """Trains the LoRA of `target_lora`; it ends at the step with the lowest validation loss."""
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    return train(base, parameters, examples, valid, plan, progress, peft_model.train)
+    parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
+    hooks = Hooks(set_training=peft_model.train)
+    return train(base, parameters, examples, valid, plan, progress, hooks, store)
 
 
 def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:

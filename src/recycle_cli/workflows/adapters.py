@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter that a command works on: what it is called, where it lies, its licence."""
+    """An adapter that a command works on: what it is called, where it lies, its licence. `place`
+    is where it lies until it is moved to the path of `ref`."""
 
     ref: AdapterRef
     license: str | None = None
+    place: Path | None = None
 
     @property
     def word(self) -> str:
@@ -59,7 +61,7 @@ class Source:
 
         with contextlib.ExitStack() as stack:
             with self._named():
-                file = stack.enter_context(open_adapter(Path(self.ref.path)))
+                file = stack.enter_context(open_adapter(self.place or Path(self.ref.path)))
             self._check_base(file.config.base_model, base_model)
             yield OpenSource(self, file)
 
@@ -93,6 +95,13 @@ class OpenSource:
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """Module path -> (out, in), sorted by path."""
         return self.file.shapes
+
+    @property
+    def update(self) -> "ModelUpdate":
+        """Its update, whose modules are read when they are asked for."""
+        from recycle_cli.lora.update import Lazy
+
+        return Lazy(self.shapes, self.read)
 
     def read(self, module: str) -> "LowRankUpdate":
         """The update of one module.

@@ -32,7 +32,8 @@ from recycle_cli.workflows.merge_request import MergeRequest
 from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
 from recycle_cli.workflows.provenance import Clock, shown
 from recycle_cli.workflows.select import SelectRequest, pool_of, select
-from recycle_cli.workflows.tune import LoraShape, Reinit, TuneRequest, tune
+from recycle_cli.workflows.tune import tune
+from recycle_cli.workflows.tune_request import LoraShape, Reinit, TuneRequest
 
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
@@ -315,9 +316,11 @@ class _Demo:
             self.request.out / method,
             method=("recycle" if chosen else "rescale") if mixes else "lora",
             rows=extent.rows,
-            steps=extent.steps if mixes else extent.lora_steps,
-            eval_every=extent.eval_every,
-            lr=None if mixes else TARGET_LR,
+            pace={
+                "steps": extent.steps if mixes else extent.lora_steps,
+                "eval_every": extent.eval_every,
+                **({} if mixes else {"lr": TARGET_LR}),
+            },
             lora=LoraShape() if mixes else TARGET_SHAPE,
             reinit=reinit,
             seed=self.request.seed,

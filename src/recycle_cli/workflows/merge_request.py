@@ -6,7 +6,8 @@ from pathlib import Path
 
 from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, MergeMethod, find_merge_method
-from recycle_cli.merging.parameters import PARAMETERS, Value, cancel
+from recycle_cli.merging.parameters import PARAMETERS, cancel
+from recycle_cli.parameters import Value
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_save_dtype
 from recycle_cli.workflows.provenance import shown

@@ -1,157 +1,52 @@
 """`recycle tune`: learn a mixture of adapters, or train a target LoRA, on a task's examples."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from recycle_cli.errors import InputError, unknown_name
-from recycle_cli.evaluation.tasks import Task, training_split
+from recycle_cli.errors import InputError
+from recycle_cli.evaluation.tasks import training_split
+from recycle_cli.parameters import Value
 from recycle_cli.progress import Progress
-from recycle_cli.records import BestStep, MixedAdapter, TuneDocument, TuneTask
-from recycle_cli.tuning.catalog import TuningMethod, find_tuning_method
-from recycle_cli.workflows.adapters import Source, load_updates
-from recycle_cli.workflows.licenses import card_licenses, license_warnings
-from recycle_cli.workflows.model_card import Card, CardSource, render_card
+from recycle_cli.records import AdapterRef, BestStep, MixedAdapter, TuneDocument, TuneTask
+from recycle_cli.tuning.catalog import NGOPT, TuningMethod, find_tuning_method
+from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.model_card import render_card
 from recycle_cli.workflows.output_folder import (
     RECORD_FILE,
-    check_output,
-    check_save_dtype,
     dtype_named,
     write_record,
     writing,
 )
 from recycle_cli.workflows.provenance import Clock, shown
+from recycle_cli.workflows.tune_card import tune_card, tune_warnings
+from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recycle_cli.engine.base_model import BaseModel
     from recycle_cli.engine.encoding import Example
+    from recycle_cli.engine.search import SearchPlan
+    from recycle_cli.engine.store import Store
     from recycle_cli.engine.training import Trained, TrainingPlan
     from recycle_cli.lora.update import ModelUpdate
-    from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
+    from recycle_cli.tuning.tuned import Ingredients, Tuned
 
-Reinit = Literal["none", "experts", "all"]
+STATE_FILE = "mixture.safetensors"
 # The logits of the exported adapter are compared with those of the model as trained on this many
 # training rows.
 COMPARED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class LoraShape:
-    """The shape of a LoRA to train; None takes the paper's value (arXiv 2602.12323)."""
-
-    rank: int | None = None
-    alpha: float | None = None
-    dropout: float | None = None
-    use_rslora: bool = False
-    target_modules: tuple[str, ...] = ()
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MixtureShape:
-    """The form of a mixture; None takes the method's. See `tuning.mixture.MixtureRecipe`."""
-
-    granularity: str | None = None
-    activation: str | None = None
-    init: str | None = None
-    affine: bool | None = None
-    l1: float | None = None
-
-    def given(self) -> dict[str, Any]:
-        """What is not left to the method."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class TuneRequest:
-    """What to tune.
-
-    Args:
-        task: the task, with training rows.
-        base_model: the canonical name of the base model.
-        out: the folder to write.
-        method: a name in the tuning catalog.
-        rows: how many of the task's training rows may be used, validation rows included.
-        steps: optimizer steps, or None for the method's own number.
-        lr: peak learning rate, or None for the method's own.
-        batch_size: examples a step.
-        eval_every: steps between two validations.
-        reinit: replace the adapters (`experts`), or the target LoRA too (`all`), by random ones
-            of the same spread: the control.
-        lora: the LoRA's shape, for `--method lora`.
-        mixture: the mixture's form, for methods that mix.
-        schedule: how the rate goes on after the warm-up: `cosine`, `linear` or `constant`.
-        save_dtype: of the factors on disk.
-        license: of the result, for its card; a mixture's is found from its sources.
-        seed: of the split, the order of rows, the initial weights and the random control.
-        force: replace `out` where it exists.
-    """
-
-    task: Task
-    base_model: str
-    out: Path
-    method: str = "recycle"
-    rows: int | None = None
-    steps: int | None = None
-    lr: float | None = None
-    batch_size: int = 8
-    eval_every: int = 10
-    reinit: Reinit = "none"
-    lora: LoraShape = field(default_factory=LoraShape)
-    mixture: MixtureShape = field(default_factory=MixtureShape)
-    schedule: str = "cosine"
-    save_dtype: str = "float32"
-    license: str | None = None
-    seed: int = 0
-    force: bool = False
-
-    def command(self, sources: Sequence[Source], target: Source | None) -> list[str]:
-        """The command line that asks for the same."""
-        words = ["recycle", "tune", *(source.word for source in sources)]
-        words += ["--target", target.word] if target else []
-        words += ["--task", shown(self.task.path), "--base-model", self.base_model]
-        words += ["--method", self.method, "--seed", str(self.seed)]
-        optional: dict[str, object] = {
-            "--rows": self.rows,
-            "--steps": self.steps,
-            "--lr": self.lr,
-            "--batch-size": self.batch_size,
-            "--eval-every": self.eval_every,
-            "--rank": self.lora.rank,
-            "--alpha": self.lora.alpha,
-            "--dropout": self.lora.dropout,
-            "--license": self.license,
-        }
-        for name, value in optional.items():
-            words += [name, f"{value:g}" if isinstance(value, float) else str(value)] * (
-                value is not None
-            )
-        for name, value in self.mixture.given().items():
-            if name == "affine":
-                words += ["--affine" if value else "--no-affine"]
-            else:
-                words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-        words += ["--schedule", self.schedule] * (self.schedule != "cosine")
-        words += ["--reinit", self.reinit] * (self.reinit != "none")
-        words += ["--rslora"] * self.lora.use_rslora
-        for module in self.lora.target_modules:
-            words += ["--target-module", module]
-        for key, rank in self.lora.rank_pattern.items():
-            words += ["--rank-pattern", f"{key}={rank}"]
-        for key, alpha in self.lora.alpha_pattern.items():
-            words += ["--alpha-pattern", f"{key}={alpha:g}"]
-        words += ["--save-dtype", self.save_dtype] * (self.save_dtype != "float32")
-        return [*words, "--out", shown(self.out)]
-
-
-@dataclass(frozen=True)
 class _Job:
-    """What a run of either kind works on. `folder` is where it saves the adapter."""
+    """What a run works on: `folder` is where it saves the adapter, `state` where it is kept while
+    it goes on."""
 
     request: TuneRequest
     sources: Sequence[Source]
@@ -159,22 +54,34 @@ class _Job:
     train: "list[Example]"
     valid: "list[Example]"
     folder: Path
+    state: Path
+
+    @property
+    def method(self) -> TuningMethod:
+        return find_tuning_method(self.request.method)
 
     @property
     def mixed(self) -> list[Source]:
         """The adapters of a mixture: those of the pool, then the target LoRA."""
         return [*self.sources, *([self.target] if self.target else [])]
 
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The method's parameters in force."""
+        return self.method.settings(self.request.parameters, self.target is not None)
+
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run of either kind gives to the document. `logits` are those of the model as trained
-    on `_compared_batch`."""
+    """What a run gives to the document. `logits` are those of the model as trained on
+    `_compared_logits`; `energy_kept` is that of the export's rank limit."""
 
     trained: "Trained"
     settings: dict[str, Any]
-    adapters: list[MixedAdapter]
     logits: "Tensor"
+    adapters: list[MixedAdapter] = field(default_factory=list)
+    energy_kept: float = 1.0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def tune(
@@ -200,107 +107,49 @@ def tune(
     """
     from recycle_cli.engine.encoding import encode_examples
 
-    clock = Clock()
     check_request(request, sources, target)
-    method = find_tuning_method(request.method)
     train, valid = training_split(request.task, request.seed, request.rows)
-    with writing(request.out, request.force) as folder:
-        job = _Job(
-            request,
-            sources,
-            target,
-            encode_examples(base, train),
-            encode_examples(base, valid),
-            folder,
-        )
-        outcome = (_mix if method.mixes else _train_lora)(job, base, progress)
-        return _describe(job, base, outcome, clock)
+    rows = encode_examples(base, train), encode_examples(base, valid)
+    with _unfinished(request, progress) as state, writing(request.out, request.force) as folder:
+        if request.train_target:
+            first = _Job(request.of_target(), (), None, *rows, folder / TARGET_FOLDER, state)
+            target = _train_target(first, base, progress)
+        return _run(_Job(request, sources, target, *rows, folder, state), base, progress)
 
 
-def check_request(request: TuneRequest, sources: Sequence[Source], target: Source | None) -> None:
-    """Checks, before anything is loaded, that the request makes sense.
+@contextlib.contextmanager
+def _unfinished(request: TuneRequest, progress: Progress) -> Iterator[Path]:
+    """Where the state of the run is kept until it has ended well, or cannot."""
+    from recycle_cli.engine.training import Diverged
 
-    Raises:
-        InputError: the method is unknown or does not fit the adapters given, the task has too few
-            training rows, or `out` exists.
-    """
-    used = [*sources, *([target] if target else [])]
-    check_output(request.out, request.force, [source.ref.path for source in used])
-    training_split(request.task, request.seed, request.rows)
-    method = find_tuning_method(request.method)
-    check_save_dtype(request.save_dtype)
-    if not method.mixes and (sources or target or request.reinit != "none"):
-        raise InputError(
-            f"--method {method.name} trains a LoRA of its own and takes no adapters",
-            "leave them out, or mix them: --method recycle",
-        )
-    if method.mixes and request.license:
-        raise InputError(
-            f"--license is {request.license!r}, but a mixture's licence is that of its sources",
-            "leave it out; the card lists every source's licence",
-        )
-    if method.mixes and request.lora != LoraShape():
-        given = [name for name, value in vars(request.lora).items() if value]
-        raise InputError(
-            f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
-            "leave out the options that shape a LoRA, or train one: --method lora",
-        )
-    _check_mixture(request, method, target)
-    if request.reinit == "experts" and not sources:
-        raise InputError(
-            "--reinit experts redraws the pool's adapters, and there are none",
-            "name some, or redraw the target LoRA: --reinit all",
-        )
-    if method.target_only and (sources or target is None):
-        raise InputError(
-            f"--method {method.name} takes the target LoRA alone", "give it with --target"
-        )
-    if method.mixes and not sources and target is None:
-        raise InputError(
-            f"--method {method.name} needs adapters",
-            "name some or pipe in a selection; to train a LoRA of its own: --method lora",
-        )
-    if target and target.ref.sha256 in {source.ref.sha256 for source in sources}:
-        raise InputError(
-            f"the target LoRA {target.ref.id!r} also stands among the adapters", "name it once"
-        )
+    state = request.state_folder
+    if not request.resume:
+        shutil.rmtree(state, ignore_errors=True)
+    try:
+        yield state
+    except Diverged:
+        shutil.rmtree(state, ignore_errors=True)
+        raise
+    except BaseException:
+        if state.exists():
+            progress.message(f"The run is kept in {shown(state)}: go on with it with --resume.")
+        raise
+    shutil.rmtree(state, ignore_errors=True)
 
 
-def _check_mixture(request: TuneRequest, method: TuningMethod, target: Source | None) -> None:
-    """Checks the options that shape a mixture.
+def _train_target(job: _Job, base: "BaseModel", progress: Progress) -> Source:
+    """Trains the target LoRA into a folder of its own within the result's."""
+    job.folder.mkdir()
+    document = _run(job, base, progress)
+    name = f"{job.request.out.parent.name}/{TARGET_FOLDER}"
+    ref = AdapterRef(id=name, sha256=document.sha256, path=document.path)
+    return Source(ref, place=job.folder)
 
-    Raises:
-        InputError: one is out of range, or has no effect.
-    """
-    from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, GRANULARITIES, INITS, SCHEDULES
 
-    given = request.mixture.given()
-    if given and not method.mixes:
-        raise InputError(
-            f"--method {method.name} mixes nothing, so it has no use for "
-            f"{', '.join(f'--{name}' for name in given)}",
-            "leave out the options that shape a mixture",
-        )
-    choices = {
-        "granularity": GRANULARITIES,
-        "activation": ACTIVATIONS,
-        "init": INITS,
-        "schedule": SCHEDULES,
-    }
-    for name, allowed in choices.items():
-        value = {**given, "schedule": request.schedule}.get(name)
-        if value is not None and value not in allowed:
-            raise unknown_name(f"--{name}", str(value), allowed)
-    form = {**method.mixture, **given}
-    if form.get("affine") and form.get("activation") not in AFFINE:
-        raise InputError(
-            "--affine has no effect with this activation",
-            f"leave it out, or use --activation {' or '.join(AFFINE)}",
-        )
-    if form.get("init") == "one-hot" and target is None:
-        raise InputError("--init one-hot starts at the target LoRA", "give it with --target")
-    if request.mixture.l1 is not None and not 0 <= request.mixture.l1 < math.inf:
-        raise InputError(f"--l1 is {request.mixture.l1:g}", "use a number from 0")
+def _run(job: _Job, base: "BaseModel", progress: Progress) -> TuneDocument:
+    clock = Clock()
+    outcome = (_mix if job.method.mixes else _train_lora)(job, base, progress)
+    return _describe(job, base, outcome, clock)
 
 
 def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
@@ -314,32 +163,104 @@ def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     request = job.request
     given = {name: value for name, value in vars(request.lora).items() if value is not None}
     recipe = LoraRecipe(**given)
-    plan = _plan(request)
+    plan = _training_plan(job)
     progress.stage("training a target LoRA", plan.steps)
     with target_lora(base, recipe, request.seed) as peft_model:
-        trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress)
+        settings = _in_force(job, base, plan, vars(recipe))
+        store = _store(job, settings)
+        trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress, store)
         save_target_lora(peft_model, job.folder, dtype_named(request.save_dtype))
-        settings = _in_force(request, base, plan, vars(recipe))
-        return _Outcome(trained, settings, [], _compared_logits(job, base))
+        return _Outcome(trained, settings, _compared_logits(job, base))
 
 
 def _mix(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
-    from recycle_cli.engine.adapted import attached
-    from recycle_cli.lora.folder import write_adapter
-    from recycle_cli.tuning.mixture import Mixture, train_mixture
+    from recycle_cli.tuning.tuned import fit
+
+    with contextlib.ExitStack() as stack:
+        tuned = job.method.build(_ingredients(job, base, stack), job.settings)
+    if job.request.init_from:
+        _start_from(job, tuned)
+    searches = job.settings.get("optimizer") == NGOPT
+    plan = _search_plan(job) if searches else _training_plan(job)
+    progress.stage(f"mixing {len(job.mixed)} adapters", plan.steps)
+    settings = _in_force(job, base, plan, job.settings)
+    trained = fit(base, tuned, job.train, job.valid, plan, progress, _store(job, settings))
+    figures = tuned.finish()
+    energy_kept = _export(job, tuned)
+    with tuned.attached(base):
+        logits = _compared_logits(job, base)
+    return _Outcome(trained, settings, logits, _shares(tuned, job), energy_kept, figures)
+
+
+def _ingredients(job: _Job, base: "BaseModel", stack: contextlib.ExitStack) -> "Ingredients":
+    """The adapters, open for reading as long as the stack lasts."""
+    from recycle_cli.tuning.tuned import Ingredients
 
     request = job.request
-    recipe = mixture_recipe(request)
-    plan = _plan(request)
-    updates = _reinitialised(job, load_updates(job.mixed, request.base_model))
-    target = job.mixed.index(job.target) if job.target else None
-    mixture = Mixture(updates, recipe, base.compute.device, target, request.seed)
-    progress.stage(f"mixing {len(updates)} adapters", plan.steps)
-    trained = train_mixture(base, mixture, job.train, job.valid, plan, progress)
-    write_adapter(job.folder, mixture.folded(), request.base_model, dtype_named(request.save_dtype))
-    settings = _in_force(request, base, plan, vars(recipe))
-    with attached(base, mixture.components, mixture.gates()):
-        return _Outcome(trained, settings, _coefficients(mixture, job), _compared_logits(job, base))
+    updates = [stack.enter_context(s.open(request.base_model)).update for s in job.mixed]
+    return Ingredients(
+        updates=_reinitialised(job, updates),
+        names=[source.ref.sha256 for source in job.mixed],
+        target=job.mixed.index(job.target) if job.target else None,
+        seed=request.seed,
+        device=base.compute.device,
+        dtype=base.dtype,
+    )
+
+
+def _reinitialised(job: _Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUpdate]":
+    """The updates, or their random twins where the request asks for a control."""
+    from recycle_cli.lora.random_twin import random_twin
+
+    reinit, seed = job.request.reinit, job.request.seed
+    return [
+        update
+        if reinit == "none" or (reinit != "all" and source is job.target)
+        else random_twin(update, source.ref.sha256, seed, "norm" if reinit == "norm" else "spread")
+        for source, update in zip(job.mixed, updates, strict=True)
+    ]
+
+
+def _export(job: _Job, tuned: "Tuned") -> float:
+    """Writes the adapter, and the state to start from again beside it; gives the share of the
+    squared norm that its rank limit kept."""
+    from recycle_cli.lora.folder import save_tensors, write_adapter
+    from recycle_cli.lora.truncation import parse_rank_policy, truncate
+
+    request = job.request
+    cut = truncate(tuned.folded(), parse_rank_policy(request.export_rank))
+    write_adapter(job.folder, cut.update, request.base_model, dtype_named(request.save_dtype))
+    save_tensors(tuned.state(), job.folder / STATE_FILE, _origin(job))
+    return cut.energy_kept
+
+
+def _origin(job: _Job) -> dict[str, str]:
+    """What the tensors of a state are about."""
+    adapters = [source.ref.sha256 for source in job.mixed]
+    return {"format": "pt", "method": job.request.method, "adapters": json.dumps(adapters)}
+
+
+def _start_from(job: _Job, tuned: "Tuned") -> None:
+    from safetensors import SafetensorError, safe_open
+
+    assert job.request.init_from is not None
+    path = job.request.init_from / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"--init-from {job.request.init_from} has no readable {STATE_FILE}: {error}",
+            "name a folder that recycle tune wrote from adapters",
+        ) from error
+    for key, word in (("method", "method"), ("adapters", "adapters, in their order,")):
+        if origin.get(key) != _origin(job)[key]:
+            raise InputError(
+                f"the {word} of {path} are other ones: {origin.get(key)}",
+                "use the same method and adapters as there",
+            )
+    tuned.load(state)
 
 
 def _compared_logits(job: _Job, base: "BaseModel") -> "Tensor":
@@ -352,68 +273,73 @@ def _compared_logits(job: _Job, base: "BaseModel") -> "Tensor":
         return answer_logits(base, collate(base, job.train[:COMPARED_ROWS])).float()
 
 
-def _reinitialised(job: _Job, updates: "list[ModelUpdate]") -> "list[ModelUpdate]":
-    """The updates, or their random twins where the request asks for the control."""
-    from recycle_cli.lora.random_twin import random_twin
-
-    reinit, seed = job.request.reinit, job.request.seed
-    return [
-        update
-        if reinit == "none" or (reinit == "experts" and source is job.target)
-        else random_twin(update, source.ref.sha256, seed)
-        for source, update in zip(job.mixed, updates, strict=True)
-    ]
-
-
-def _coefficients(mixture: "Mixture", job: _Job) -> list[MixedAdapter]:
-    values = mixture.activated()
+def _shares(tuned: "Tuned", job: _Job) -> list[MixedAdapter]:
+    # A method may add an adapter of its own after the given ones.
+    shares = tuned.shares()[: len(job.mixed)]
     return [
         MixedAdapter(
             **source.ref.model_dump(),
             role="target" if source is job.target else "pool",
             license=source.license,
-            coefficient_mean=float(column.mean()),
-            coefficient_max_abs=float(column.abs().max()),
+            coefficient_mean=share.mean,
+            coefficient_max_abs=share.max_abs,
         )
-        for source, column in zip(job.mixed, values.T, strict=True)
+        for source, share in zip(job.mixed, shares, strict=True)
     ]
 
 
-def _plan(request: TuneRequest) -> "TrainingPlan":
+def _training_plan(job: _Job) -> "TrainingPlan":
     from recycle_cli.engine.training import TrainingPlan
 
-    method = find_tuning_method(request.method)
+    request = job.request
     return TrainingPlan(
-        steps=request.steps or method.steps,
-        lr=request.lr or method.lr,
-        schedule=request.schedule,
-        batch_size=request.batch_size,
-        eval_every=request.eval_every,
-        seed=request.seed,
+        **vars(request.pace_in_force()), checkpointing=request.checkpointing, seed=request.seed
     )
 
 
-def mixture_recipe(request: TuneRequest) -> "MixtureRecipe":
-    """The form of the mixture: the method's, with what the request says otherwise."""
-    from recycle_cli.tuning.mixture import MixtureRecipe
+def _search_plan(job: _Job) -> "SearchPlan":
+    from recycle_cli.engine.search import SearchPlan
 
-    method = find_tuning_method(request.method)
-    return replace(MixtureRecipe(), **{**method.mixture, **request.mixture.given()})
+    pace, bound = job.request.pace_in_force(), job.settings["bound"]
+    size = job.request.pace.get("batch_size", SearchPlan.batch_size)
+    assert isinstance(bound, float)
+    return SearchPlan(pace.steps, bound, size, seed=job.request.seed)
 
 
 def _in_force(
-    request: TuneRequest, base: "BaseModel", plan: "TrainingPlan", recipe: Mapping[str, Any]
+    job: _Job,
+    base: "BaseModel",
+    plan: "TrainingPlan | SearchPlan",
+    parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Every setting that shaped the result."""
+    request = job.request
     return {
-        **recipe,
-        **vars(plan),
+        **parameters,
+        **asdict(plan),
         "rows": request.rows,
         "reinit": request.reinit,
+        "export_rank": request.export_rank,
+        "init_from": str(request.init_from) if request.init_from else None,
         "save_dtype": request.save_dtype,
         "base_dtype": str(base.compute.dtype).removeprefix("torch."),
         "device": str(base.compute.device),
     }
+
+
+def _store(job: _Job, settings: Mapping[str, Any]) -> "Store":
+    """Where the run is kept while it goes on, known by all that shapes it."""
+    from recycle_cli.engine.store import Store
+
+    request = job.request
+    run = {
+        **settings,
+        "method": request.method,
+        "base_model": request.base_model,
+        "task": request.task.sha256,
+        "adapters": [source.ref.sha256 for source in job.mixed],
+    }
+    return Store(job.state / request.method, run)
 
 
 def _describe(job: _Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
@@ -426,6 +352,7 @@ def _describe(job: _Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> 
     written = read_adapter(job.folder).update
     with with_adapter(base, written):
         deviation = float((_compared_logits(job, base) - outcome.logits).abs().max())
+    there = {str(p.relative_to(job.folder)) for p in job.folder.rglob("*") if not p.is_dir()}
     document = TuneDocument(
         method=request.method,
         settings=outcome.settings,
@@ -441,56 +368,21 @@ def _describe(job: _Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> 
         target=job.target.ref if job.target else None,
         best=BestStep(step=outcome.trained.best_step, valid_loss=outcome.trained.best_loss),
         history=outcome.trained.history,
+        figures=outcome.figures,
         rank=largest_rank(written),
+        energy_kept=outcome.energy_kept,
         max_logit_deviation=deviation,
         path=str(request.out.absolute()),
+        files=sorted(there | {"README.md", RECORD_FILE}),
         sha256=weights_sha256(job.folder),
-        warnings=_warnings(outcome),
+        warnings=tune_warnings(
+            outcome.trained,
+            [s.license for s in job.mixed if not (request.train_target and s is job.target)],
+            outcome.energy_kept,
+        ),
         **clock.fields(request.seed, request.command(job.sources, job.target)),
     )
-    card = render_card(_card(request, document))
+    card = render_card(tune_card(request, document))
     (job.folder / "README.md").write_text(card, encoding="utf-8")
     write_record(job.folder / RECORD_FILE, document)
     return document
-
-
-def _warnings(outcome: _Outcome) -> list[str]:
-    warnings = license_warnings([adapter.license for adapter in outcome.adapters])
-    if outcome.trained.best_step == 0:
-        warnings.append(
-            "No step had a lower validation loss than the start, so the start was kept: "
-            "training changed nothing."
-        )
-    return warnings
-
-
-def _card(request: TuneRequest, document: TuneDocument) -> Card:
-    method, task = find_tuning_method(document.method), document.task
-    control = {
-        "none": "",
-        "experts": " Control: the pool's adapters were replaced by noise.",
-        "all": " Control: all adapters were replaced by noise.",
-    }[request.reinit]
-    licenses = [adapter.license for adapter in document.adapters]
-    what = method.summary[0].upper() + method.summary[1:]
-    return Card(
-        title=Path(document.path).name,
-        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}."
-        + control,
-        base_model=document.base_model,
-        sources=[
-            CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
-            for a in document.adapters
-        ],
-        figure="mean coefficient",
-        facts=[
-            f"Task {task.name} (rows sha256 `{task.sha256[:12]}`): {task.train_rows} rows to train "
-            f"on, {task.valid_rows} to validate.",
-            f"Best step {document.best.step}, validation loss {document.best.valid_loss:.4f} nats.",
-            f"Largest rank {document.rank}; the written adapter's logits are within "
-            f"{document.max_logit_deviation:.2g} of the trained model's.",
-        ],
-        command=" ".join(document.command),
-        warnings=document.warnings,
-        licenses=[request.license] if request.license else card_licenses(licenses),
-    )

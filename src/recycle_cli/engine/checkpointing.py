@@ -1,0 +1,34 @@
+"""Gradient checkpointing: a layer's activations are computed again when they are needed."""
+
+import contextlib
+from collections.abc import Iterator
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.errors import InputError
+
+
+@contextlib.contextmanager
+def gradient_checkpointing(base: BaseModel) -> Iterator[None]:
+    """The base model, keeping only what enters each decoder layer, as long as the context lasts.
+
+    Its layers are told that they are in training, which is what makes transformers run them again;
+    what they hold, dropout among it, is not.
+
+    Raises:
+        InputError: the model cannot.
+    """
+    if not base.model.supports_gradient_checkpointing:
+        raise InputError(
+            f"{base.id} knows no gradient checkpointing", "leave out --gradient-checkpointing"
+        )
+    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [m for m in base.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    before = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
+        base.model.gradient_checkpointing_disable()

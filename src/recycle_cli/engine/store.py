@@ -1,0 +1,110 @@
+"""A run kept on disk while it goes on, so that a killed one can be gone on with."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recycle_cli.errors import InputError, RecycleError
+
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after a validation.
+
+    Args:
+        tensors: parameters, the best ones, the optimizer's state, random states; by name.
+        step: how many steps are done.
+        best_step: the step with the lowest validation loss.
+        idle: validations since.
+        history: (step, validation loss in nats).
+    """
+
+    tensors: Mapping[str, Tensor]
+    step: int
+    best_step: int
+    idle: int
+    history: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder that holds the latest snapshot of a run.
+
+    Args:
+        folder: made when something is saved.
+        run: what tells this run from others: everything that shapes it, as JSON.
+    """
+
+    folder: Path
+    run: Mapping[str, Any]
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / STATE_FILE
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Replaces the snapshot; a kill meanwhile leaves the old one.
+
+        Raises:
+            RecycleError: the disk refused.
+        """
+        fields = {
+            "step": snapshot.step,
+            "best_step": snapshot.best_step,
+            "idle": snapshot.idle,
+            "history": snapshot.history,
+            "run": self.run,
+        }
+        # A copy of each, since tensors that share memory cannot be saved together.
+        tensors = {name: t.detach().cpu().clone() for name, t in snapshot.tensors.items()}
+        beside = self.folder / f"{STATE_FILE}.new"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, beside, metadata={"run": json.dumps(fields, sort_keys=True)})
+            beside.replace(self._file)
+        except (OSError, SafetensorError) as error:
+            raise RecycleError(
+                f"the state of the run cannot be kept in {self.folder}: {error}", "free some space"
+            ) from error
+
+    def load(self) -> Snapshot | None:
+        """The latest snapshot; None where there is none.
+
+        Raises:
+            InputError: it is that of another run, or damaged.
+        """
+        if not self._file.exists():
+            return None
+        try:
+            with safe_open(self._file, framework="pt") as file:
+                fields = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._file} cannot be read: {error}", f"start anew: remove {self.folder}"
+            ) from error
+        self._check_run(fields["run"])
+        history = [(int(step), float(loss)) for step, loss in fields["history"]]
+        return Snapshot(tensors, fields["step"], fields["best_step"], fields["idle"], history)
+
+    def remove(self) -> None:
+        """Removes what is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_run(self, kept: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(self.run))
+        if kept != now:
+            other = sorted(key for key in {*kept, *now} if kept.get(key) != now.get(key))
+            raise InputError(
+                f"the run kept in {self.folder} differs in {', '.join(other)}",
+                "ask for the same as then, or start anew: leave out --resume and use --force",
+            )

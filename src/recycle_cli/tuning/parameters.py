@@ -1,0 +1,96 @@
+"""The parameters that tuning methods take."""
+
+from collections.abc import Mapping
+
+from recycle_cli.parameters import Parameter
+from recycle_cli.tuning.choices import (
+    ACTIVATIONS,
+    AFFINE,
+    GRANULARITIES,
+    INITS,
+    LEVELS,
+    OPTIMIZERS,
+    RESTORES,
+    SCORES,
+)
+
+PARAMETERS: Mapping[str, Parameter] = {
+    parameter.name: parameter
+    for parameter in (
+        Parameter(
+            "granularity",
+            str,
+            "What shares a coefficient of an adapter: all its modules (adapter), those of a layer, "
+            "of a sublayer (attention, MLP), none (module); dimension: a coefficient for each "
+            "rank-1 component.",
+            choices=GRANULARITIES,
+        ),
+        Parameter(
+            "activation",
+            str,
+            "What a coefficient goes through; softmax is over the adapters.",
+            choices=ACTIVATIONS,
+        ),
+        Parameter(
+            "init",
+            str,
+            "Where coefficients start. equal: 1 / sqrt(adapters); normal: N(0, 0.5^2); uniform: "
+            "U(0, 1); one-hot: 1 for the target LoRA, 0 for the rest.",
+            choices=INITS,
+        ),
+        Parameter(
+            "affine",
+            bool,
+            f"With {' or '.join(AFFINE)}: learn a scale and an offset for each group too.",
+        ),
+        Parameter("l1", float, "Weight of the mean |coefficient| in the loss."),
+        Parameter(
+            "optimizer",
+            str,
+            "adamw follows gradients; ngopt (nevergrad) searches without, one evaluation of the "
+            "training rows a step.",
+            choices=OPTIMIZERS,
+        ),
+        Parameter(
+            "bound", float, "ngopt looks for coefficients in [-bound, bound].", low_is_out=True
+        ),
+        Parameter("new_rank", int, "The rank of the new LoRA that is trained beside.", low=1),
+        Parameter(
+            "reduce_rank",
+            bool,
+            "The new direction's rank falls with the number of adapters: 10, from 4 on 8, from 8 "
+            "on 6.",
+        ),
+        Parameter(
+            "distill",
+            float,
+            "After training, absorb the new direction into the magnitudes of the others where the "
+            "squared share of it that they cannot express is at most this; 0 never does.",
+            high=1.0,
+        ),
+        Parameter("top_k", int, "How many adapters a token is routed to; 0 for all.", low=0),
+        Parameter("temperature", float, "Of the router's softmax.", low_is_out=True),
+        Parameter(
+            "prune", float, "The share of the entries that is pruned after every step.", high=1.0
+        ),
+        Parameter(
+            "score",
+            str,
+            "What an entry counts by: its effect on the update, weighted by the size of the inputs "
+            "(input), or the size and spread of parameter times gradient (grad).",
+            choices=SCORES,
+        ),
+        Parameter(
+            "level",
+            str,
+            "What is pruned: the lowest entries of each tensor, or whole modules by their mean.",
+            choices=LEVELS,
+        ),
+        Parameter(
+            "restore",
+            str,
+            "What pruned entries become: zero, or what the adapter came with (init).",
+            choices=RESTORES,
+        ),
+    )
+}

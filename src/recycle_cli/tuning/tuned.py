@@ -1,0 +1,162 @@
+"""What a tuning method trains, and the loop's view of it."""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from recycle_cli.engine.adapted import Forward, replaced
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.search import SearchPlan, search
+from recycle_cli.engine.store import Store
+from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
+from recycle_cli.errors import InputError
+from recycle_cli.lora.update import ModelUpdate
+from recycle_cli.progress import Progress
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a method is given.
+
+    Args:
+        updates: the adapters, each read module by module; at least one.
+        names: their sha256s, in the same order.
+        target: the position of the target LoRA among them, or None.
+        seed: of what is drawn.
+        device: where the model is.
+        dtype: of the model's weights.
+    """
+
+    updates: Sequence[ModelUpdate]
+    names: Sequence[str]
+    target: int | None = None
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of an adapter is used, over all its modules: the mean of its coefficients after the
+    activation, and the largest size among them."""
+
+    mean: float
+    max_abs: float
+
+
+class Tuned(nn.Module, abc.ABC):
+    """Trained parameters that act inside the forward pass of a frozen base model.
+
+    Its parameters are what is trained; its buffers are what else a resumed run needs.
+    """
+
+    @abc.abstractmethod
+    def forwards(self, base: BaseModel, tokens: float) -> Mapping[str, Forward]:
+        """The forward passes of the modules it changes.
+
+        Args:
+            base: the model.
+            tokens: in one step, about.
+        """
+
+    @abc.abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """(out, in) of the modules it changes, by path."""
+
+    @abc.abstractmethod
+    def shares(self) -> list[Share]:
+        """How much of each adapter is used, in their order."""
+
+    @abc.abstractmethod
+    def folded(self) -> ModelUpdate:
+        """The one LoRA that equals what was trained, as it stands."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors that `load` takes, for `mixture.safetensors`."""
+        return {name: parameter.detach().cpu() for name, parameter in self.named_parameters()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Starts from what `state` gave.
+
+        Raises:
+            InputError: the tensors are not those of this method with these adapters.
+        """
+        own = dict(self.named_parameters())
+        if {n: p.shape for n, p in own.items()} != {n: s.shape for n, s in state.items()}:
+            raise InputError(
+                "the state to start from is that of other adapters or settings",
+                "use the same method, adapters and settings as there",
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def prepare(self, base: BaseModel, examples: Sequence[Example]) -> None:
+        """Called once before training, for what needs the model and the training rows."""
+
+    def penalty(self) -> Tensor | None:
+        """Added to the training loss; None where there is none."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each optimizer step; gradients are still there."""
+
+    def finish(self) -> dict[str, float]:
+        """Called after training with the best parameters in place; gives figures for the record."""
+        return {}
+
+    def searched(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """The coefficients that a gradient-free search sets: parameters and which entries count."""
+        return [(p, torch.ones_like(p, dtype=torch.bool)) for p in self.parameters()]
+
+    def attached(self, base: BaseModel, tokens: float = 0) -> AbstractContextManager[None]:
+        """The base model with it on, as long as the context lasts.
+
+        Raises:
+            AdapterProblem: an adapter does not fit the base model.
+        """
+        return replaced(base, self.forwards(base, tokens), self.shapes())
+
+
+@contextmanager
+def prepared(
+    base: BaseModel, tuned: Tuned, examples: Sequence[Example], plan: TrainingPlan | SearchPlan
+) -> Iterator[None]:
+    """The base model with `tuned` on it, ready to train on these rows."""
+    lengths = [len(example.prompt) + len(example.answer) for example in examples]
+    with tuned.attached(base, plan.rows_a_pass * sum(lengths) / len(lengths)):
+        tuned.prepare(base, examples)
+        yield
+
+
+def fit(
+    base: BaseModel,
+    tuned: Tuned,
+    examples: Sequence[Example],
+    valid: Sequence[Example],
+    plan: TrainingPlan | SearchPlan,
+    progress: Progress,
+    store: Store | None = None,
+) -> Trained:
+    """Trains it; it ends at the step with the lowest validation loss.
+
+    Raises:
+        AdapterProblem: an adapter does not fit the base model.
+        RecycleError: a loss is no longer a finite number.
+    """
+    with prepared(base, tuned, examples, plan):
+        if isinstance(plan, SearchPlan):
+            searched = tuned.searched()
+            return search(base, searched, examples, valid, plan, progress, tuned.penalty, store)
+        hooks = Hooks(
+            penalty=tuned.penalty,
+            after_step=tuned.after_step,
+            buffers=dict(tuned.named_buffers()),
+        )
+        parameters = dict(tuned.named_parameters())
+        return train(base, parameters, examples, valid, plan, progress, hooks, store)

@@ -1,0 +1,82 @@
+"""What the user of a tuned adapter should know: its warnings and its card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recycle_cli.records import TuneDocument
+from recycle_cli.tuning.catalog import find_tuning_method
+from recycle_cli.workflows.licenses import card_licenses, license_warnings
+from recycle_cli.workflows.merge_card import LOW_ENERGY
+from recycle_cli.workflows.model_card import Card, CardSource
+from recycle_cli.workflows.tune_request import TuneRequest
+
+if TYPE_CHECKING:
+    from recycle_cli.engine.training import Trained
+
+CONTROLS = {
+    "none": "",
+    "experts": " Control: the pool's adapters were replaced by noise of the same spread.",
+    "norm": " Control: the pool's adapters were replaced by noise of the same norms.",
+    "all": " Control: all adapters were replaced by noise of the same spread.",
+}
+
+
+def tune_warnings(
+    trained: "Trained", licenses: Sequence[str | None], energy_kept: float
+) -> list[str]:
+    """What may surprise: licences, a training that changed nothing, a lossy rank limit.
+
+    Args:
+        trained: what came of it.
+        licenses: of the adapters that others made.
+        energy_kept: the share of the squared norm that the export has.
+    """
+    warnings = license_warnings(licenses)
+    if trained.best_step == 0 and len(trained.history) > 1:
+        warnings.append(
+            "No step had a lower validation loss than the start, so the start was kept: "
+            "training changed nothing."
+        )
+    if energy_kept < LOW_ENERGY:
+        warnings.append(f"The rank limit keeps {energy_kept:.1%} of the update's energy.")
+    return warnings
+
+
+def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
+    """The card of the folder."""
+    method, task = find_tuning_method(document.method), document.task
+    licenses = [
+        adapter.license
+        for adapter in document.adapters
+        if not (request.train_target and adapter.role == "target")
+    ]
+    what = method.summary[0].upper() + method.summary[1:]
+    return Card(
+        title=Path(document.path).name,
+        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}."
+        + CONTROLS[request.reinit],
+        base_model=document.base_model,
+        sources=[
+            CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
+            for a in document.adapters
+        ],
+        figure="mean coefficient",
+        facts=_facts(document),
+        command=" ".join(document.command),
+        warnings=document.warnings,
+        licenses=[request.license] if request.license else card_licenses(licenses),
+    )
+
+
+def _facts(document: TuneDocument) -> list[str]:
+    task = document.task
+    cut = "" if document.energy_kept == 1 else f"; {document.energy_kept:.2%} of the energy is kept"
+    return [
+        f"Task {task.name} (rows sha256 `{task.sha256[:12]}`): {task.train_rows} rows to train "
+        f"on, {task.valid_rows} to validate.",
+        f"Best step {document.best.step}, validation loss {document.best.valid_loss:.4f} nats.",
+        f"Largest rank {document.rank}{cut}; the written adapter's logits are within "
+        f"{document.max_logit_deviation:.2g} of the trained model's.",
+        *(f"{name.capitalize()}: {value:.4g}." for name, value in document.figures.items()),
+    ]
