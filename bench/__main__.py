@@ -2,9 +2,10 @@
 
 import argparse
 import os
-import platform
 import re
 from pathlib import Path
+
+from bench.timing import machine
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,15 +17,6 @@ HEADER = (
     "| what | recycle | extra memory | compared with | takes | extra memory | times as fast |\n"
     "|---|---|---|---|---|---|---|"
 )
-
-
-def machine() -> str:
-    """The processor, its cores, and the versions that the figures depend on."""
-    from recycle_cli.workflows.provenance import versions
-
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores; {found}"
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 
 import ctypes
 import gc
+import os
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -56,6 +59,15 @@ def compare(
             if turn >= warm_up:
                 measured.append(one)
     return Comparison(what, kept[0], against, tuple(kept[1]))
+
+
+def machine() -> str:
+    """The processor, its cores, and the versions that the figures depend on."""
+    from recycle_cli.workflows.provenance import versions
+
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores; {found}"
 
 
 def measure(run: Callable[[], object]) -> Measured:
