@@ -188,7 +188,8 @@ def _comparisons() -> list[tuple[str, str]]:
 
 
 def _mean_over_seeds(study: Study, task: str, arm: str) -> Scores:
-    return np.mean([study.correct(task, seed)[arm] for seed in SEEDS], axis=0)
+    mean: Scores = np.mean([study.correct(task, seed)[arm] for seed in SEEDS], axis=0)
+    return mean
 
 
 def _row(name: str, cells: Sequence[Sequence[Scores]], signed: bool = False) -> str:

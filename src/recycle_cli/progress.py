@@ -15,6 +15,9 @@ class Progress(Protocol):
     def message(self, text: str) -> None:
         """Something worth saying that is no step."""
 
+    def detail(self, text: str) -> None:
+        """Something for those who want to know more."""
+
 
 class Silent:
     """A progress that goes nowhere."""
@@ -26,4 +29,7 @@ class Silent:
         """Says nothing."""
 
     def message(self, text: str) -> None:
+        """Says nothing."""
+
+    def detail(self, text: str) -> None:
         """Says nothing."""

@@ -340,6 +340,33 @@ class TuneDocument(Document, Run):
     warnings: list[str]
 
 
+class BudgetDocument(Document):
+    """The memory that a tuning would take, told by `--dry-run`.
+
+    `model_bytes` and `adapters_bytes` are those of the base model's weights and of the adapters'
+    factors in its dtype; `training_bytes` is what a step takes beyond those, with `rows_a_pass` of
+    its `batch_size` rows at once: gradients, moments, what is kept for the backward pass.
+    `free_bytes` is what may be taken. `products` tells how the adapters' products are computed.
+    """
+
+    kind: ClassVar[str] = "budget"
+
+    method: str
+    base_model: str
+    device: str
+    dtype: str
+    adapters: int
+    trained_numbers: int
+    model_bytes: int
+    adapters_bytes: int
+    training_bytes: int
+    free_bytes: int
+    batch_size: int
+    rows_a_pass: int
+    gradient_checkpointing: bool
+    products: str
+
+
 # --- eval -------------------------------------------------------------------------------------
 
 
@@ -443,6 +470,7 @@ DOCUMENTS: dict[str, type[Document]] = {
         MergeDocument,
         MethodDocument,
         TuneDocument,
+        BudgetDocument,
         EvaluationDocument,
         StudyDocument,
     )

@@ -147,7 +147,7 @@ EVAL = "eval plain --base-model model"
         (f"{MERGE_TWO} --method della --epsilon 0.6", ("--density 0.5", "--epsilon 0.6")),
         (f"{MERGE_TWO} --method della --density 0.95", ("1.05", "(0, 1]")),
         (f"{MERGE_TWO} --method tsv --components 0", ("--components is 0", "from 1")),
-        (f"{MERGE_TWO} --method core-space --inner tie", ("unknown --inner 'tie'", "did you mean ties")),
+        (f"{MERGE_TWO} --method core-space --inner tie", ("--inner 'tie'", "did you mean ties")),
         (
             f"{MERGE_TWO} --method core-space --inner linear --density 0.5",
             ("--density has no effect with --inner linear",),

@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "merge lab/plain shop/mlp --base-model BASE --rank 3 --out merged",
     "lora": "tune --task TASK --base-model BASE --out target --rank 2 --target-module q_proj FEW",
     "recycle": "tune lab/plain --target target --task TASK --base-model BASE --out mixed FEW",
+    "budget": "tune lab/plain --task TASK --base-model BASE --out new --dry-run",
     "eval": "eval mixed target --task TASK --base-model BASE --baseline target --rows 35",
 }
 
@@ -44,7 +45,7 @@ def blanked(value: Any, places: dict[str, str], key: str = "") -> Any:
         return [blanked(one, places, key) for one in value]
     if isinstance(value, bool) or value is None:
         return value
-    if isinstance(value, float) or key in {"peak_memory_bytes", "size_bytes", "bytes"}:
+    if isinstance(value, float) or key.endswith("bytes"):
         return type(value)(0)
     if key in {"sha256", "fingerprint"}:
         return "0" * len(value)

@@ -33,6 +33,8 @@ class Counting:
 
     def message(self, text: str) -> None: ...
 
+    def detail(self, text: str) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def base_without_chat(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:

@@ -153,6 +153,11 @@ class TerminalProgress:
         else:
             self._output.message(text)
 
+    def detail(self, text: str) -> None:
+        """Something for those who want to know more."""
+        if self._output.verbose:
+            self.message(text)
+
     def _counted(self) -> str:
         return f"{self._done}/{self._total}" if self._total else str(self._done)
 

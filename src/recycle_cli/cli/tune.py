@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -30,8 +30,13 @@ from recycle_cli.tuning.catalog import METHODS, find_tuning_method
 from recycle_cli.tuning.choices import SCHEDULES
 from recycle_cli.tuning.parameters import PARAMETERS
 
+if TYPE_CHECKING:
+    from recycle_cli.records import BudgetDocument
+
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 MODULE_NAME = re.compile(r"[\w.]+")
+SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMG]B)", re.IGNORECASE)
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 Number = TypeVar("Number", int, float)
 
 
@@ -171,12 +176,33 @@ def tune(
         list[str] | None,
         typer.Option("--alpha-pattern", metavar="MODULE=ALPHA", help="Another alpha for a module."),
     ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch",
+            min=1,
+            help="Rows a pass. Default: all of a step's, or fewer where memory is short; the "
+            "result is the same up to rounding.",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="What training may take beyond the model, as in 8GB. Default: what is free.",
+        ),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool,
         typer.Option(
             "--gradient-checkpointing",
             help="Compute activations again in the backward pass: less memory, more time.",
         ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell the memory that it would take, and stop."),
     ] = False,
     resume: Annotated[
         bool,
@@ -195,6 +221,7 @@ def tune(
     from recycle_cli.evaluation.tasks import load_task
     from recycle_cli.workflows.adapters import resolve_names
     from recycle_cli.workflows.tune import tune as run
+    from recycle_cli.workflows.tune_budget import budgets
     from recycle_cli.workflows.tune_request import REINITS, LoraShape, TuneRequest, check_request
 
     session: Session = context.obj
@@ -245,6 +272,8 @@ def tune(
         init_from=init_from,
         export_rank="full" if trains_lora else rank or "full",
         checkpointing=gradient_checkpointing,
+        micro_batch=micro_batch,
+        max_memory=_parse_size(max_memory),
         resume=resume,
         save_dtype=save_dtype,
         license=license_,
@@ -254,6 +283,9 @@ def tune(
     chosen = targets[0] if targets else None
     check_request(request, sources, chosen)
     base = load_base(request.base_model, session)
+    if dry_run:
+        _tell_budgets(output, budgets(request, sources, chosen, base))
+        return
     with output.progress() as progress:
         document = run(request, sources, chosen, base, progress)
     if json:
@@ -272,6 +304,44 @@ def tune(
         )
     for warning in document.warnings:
         output.message(f"warning: {warning}")
+
+
+def _tell_budgets(output: Output, documents: "list[BudgetDocument]") -> None:
+    if output.json:
+        for document in documents:
+            output.document(document)
+        return
+    from recycle_cli.engine.budget import in_words
+
+    rows = [
+        (
+            document.method,
+            in_words(document.model_bytes),
+            in_words(document.adapters_bytes),
+            in_words(document.training_bytes),
+            in_words(document.free_bytes),
+            f"{document.rows_a_pass} of {document.batch_size}",
+        )
+        for document in documents
+    ]
+    headings = ["method", "model", "adapters", "training takes", "may be taken", "rows a pass"]
+    output.table("Memory", headings, rows)
+
+
+def _parse_size(text: str | None) -> int | None:
+    """Bytes, from a number with a unit.
+
+    Raises:
+        InputError: it is none.
+    """
+    if text is None:
+        return None
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(
+            f"--max-memory is {text!r}", "write a number and a unit, as in 500MB or 8GB"
+        )
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

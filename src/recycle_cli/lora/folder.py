@@ -7,6 +7,7 @@ On disk a LoRA is `adapter_config.json` plus `adapter_model.safetensors`, whose 
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ class AdapterFile:
         """One module's update, factors in float32."""
         a, b = (self._tensors.get_tensor(key).float() for key in self._keys[module])
         return LowRankUpdate(a, b, self.config.scale_of(module, a.shape[0]))
+
+    @property
+    def entries(self) -> int:
+        """How many numbers its factors hold."""
+        slices = (self._tensors.get_slice(key) for pair in self._keys.values() for key in pair)
+        return sum(math.prod(one.get_shape()) for one in slices)
 
     def _check(self, module: str) -> tuple[int, int]:
         a, b = (tuple(self._tensors.get_slice(key).get_shape()) for key in self._keys[module])

@@ -120,6 +120,16 @@ class Mixture(Tuned):
         the frozen ones, then the trained ones."""
         return {path: self._gate(path) for path in self.owners}
 
+    def held(self) -> list[Tensor]:
+        """See `Tuned`."""
+        factors = [t for piece in self.components.values() for t in (piece.A, piece.B)]
+        return [*super().held(), *factors]
+
+    def told(self, base: BaseModel, tokens: float) -> str:
+        """See `Tuned`."""
+        forms = list(choose_forms(self.components, tokens, base.dtype).values())
+        return ", ".join(f"{forms.count(form)} modules {form}" for form in sorted(set(forms)))
+
     def forwards(self, base: BaseModel, tokens: float) -> Mapping[str, Forward]:
         """See `Tuned`."""
         components = on_device(self.components, base)

@@ -1,8 +1,8 @@
 """What a tuning method trains, and the loop's view of it."""
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recycle_cli.engine.adapted import Forward, replaced
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.budget import Budget, estimate
 from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.search import SearchPlan, search
 from recycle_cli.engine.store import Store
@@ -114,6 +115,14 @@ class Tuned(nn.Module, abc.ABC):
         """The coefficients that a gradient-free search sets: parameters and which entries count."""
         return [(p, torch.ones_like(p, dtype=torch.bool)) for p in self.parameters()]
 
+    def told(self, base: BaseModel, tokens: float) -> str:
+        """How its forward passes are computed, in words; nothing where there is no choice."""
+        return ""
+
+    def held(self) -> list[Tensor]:
+        """The tensors that it takes memory for."""
+        return [*self.parameters(), *self.buffers()]
+
     def attached(self, base: BaseModel, tokens: float = 0) -> AbstractContextManager[None]:
         """The base model with it on, as long as the context lasts.
 
@@ -123,15 +132,30 @@ class Tuned(nn.Module, abc.ABC):
         return replaced(base, self.forwards(base, tokens), self.shapes())
 
 
-@contextmanager
-def prepared(
-    base: BaseModel, tuned: Tuned, examples: Sequence[Example], plan: TrainingPlan | SearchPlan
-) -> Iterator[None]:
-    """The base model with `tuned` on it, ready to train on these rows."""
+def budget_of(
+    base: BaseModel,
+    tuned: Tuned,
+    examples: Sequence[Example],
+    plan: TrainingPlan,
+    limit: int | None = None,
+) -> Budget:
+    """The memory that training it takes beyond the model and the adapters.
+
+    Args:
+        base: the model.
+        tuned: what is trained.
+        examples: the training rows.
+        plan: how to train.
+        limit: bytes that may be taken; None for what is free.
+    """
+    with tuned.attached(base, tokens_a_pass(examples, plan)):
+        return estimate(base, tuned.parameters(), examples, plan, limit, tuned.held())
+
+
+def tokens_a_pass(examples: Sequence[Example], plan: TrainingPlan | SearchPlan) -> float:
+    """In one forward pass, about."""
     lengths = [len(example.prompt) + len(example.answer) for example in examples]
-    with tuned.attached(base, plan.rows_a_pass * sum(lengths) / len(lengths)):
-        tuned.prepare(base, examples)
-        yield
+    return plan.rows_a_pass * sum(lengths) / len(lengths)
 
 
 def fit(
@@ -149,7 +173,8 @@ def fit(
         AdapterProblem: an adapter does not fit the base model.
         RecycleError: a loss is no longer a finite number.
     """
-    with prepared(base, tuned, examples, plan):
+    with tuned.attached(base, tokens_a_pass(examples, plan)):
+        tuned.prepare(base, examples)
         if isinstance(plan, SearchPlan):
             searched = tuned.searched()
             return search(base, searched, examples, valid, plan, progress, tuned.penalty, store)

@@ -97,6 +97,11 @@ class OpenSource:
         return self.file.shapes
 
     @property
+    def entries(self) -> int:
+        """How many numbers its factors hold."""
+        return self.file.entries
+
+    @property
     def update(self) -> "ModelUpdate":
         """Its update, whose modules are read when they are asked for."""
         from recycle_cli.lora.update import Lazy

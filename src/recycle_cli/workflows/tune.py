@@ -14,7 +14,7 @@ from recycle_cli.parameters import Value
 from recycle_cli.progress import Progress
 from recycle_cli.records import AdapterRef, BestStep, MixedAdapter, TuneDocument, TuneTask
 from recycle_cli.tuning.catalog import NGOPT, TuningMethod, find_tuning_method
-from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.adapters import OpenSource, Source
 from recycle_cli.workflows.model_card import render_card
 from recycle_cli.workflows.output_folder import (
     RECORD_FILE,
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recycle_cli.engine.base_model import BaseModel
+    from recycle_cli.engine.budget import Budget
     from recycle_cli.engine.encoding import Example
     from recycle_cli.engine.search import SearchPlan
     from recycle_cli.engine.store import Store
     from recycle_cli.engine.training import Trained, TrainingPlan
     from recycle_cli.lora.update import ModelUpdate
+    from recycle_cli.tuning.target_lora import LoraRecipe
     from recycle_cli.tuning.tuned import Ingredients, Tuned
 
 STATE_FILE = "mixture.safetensors"
@@ -44,7 +46,7 @@ COMPARED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a run works on: `folder` is where it saves the adapter, `state` where it is kept while
     it goes on."""
 
@@ -58,6 +60,7 @@ class _Job:
 
     @property
     def method(self) -> TuningMethod:
+        """Its row in the catalog."""
         return find_tuning_method(self.request.method)
 
     @property
@@ -112,9 +115,9 @@ def tune(
     rows = encode_examples(base, train), encode_examples(base, valid)
     with _unfinished(request, progress) as state, writing(request.out, request.force) as folder:
         if request.train_target:
-            first = _Job(request.of_target(), (), None, *rows, folder / TARGET_FOLDER, state)
+            first = Job(request.of_target(), (), None, *rows, folder / TARGET_FOLDER, state)
             target = _train_target(first, base, progress)
-        return _run(_Job(request, sources, target, *rows, folder, state), base, progress)
+        return _run(Job(request, sources, target, *rows, folder, state), base, progress)
 
 
 @contextlib.contextmanager
@@ -137,7 +140,7 @@ def _unfinished(request: TuneRequest, progress: Progress) -> Iterator[Path]:
     shutil.rmtree(state, ignore_errors=True)
 
 
-def _train_target(job: _Job, base: "BaseModel", progress: Progress) -> Source:
+def _train_target(job: Job, base: "BaseModel", progress: Progress) -> Source:
     """Trains the target LoRA into a folder of its own within the result's."""
     job.folder.mkdir()
     document = _run(job, base, progress)
@@ -146,26 +149,26 @@ def _train_target(job: _Job, base: "BaseModel", progress: Progress) -> Source:
     return Source(ref, place=job.folder)
 
 
-def _run(job: _Job, base: "BaseModel", progress: Progress) -> TuneDocument:
+def _run(job: Job, base: "BaseModel", progress: Progress) -> TuneDocument:
     clock = Clock()
     outcome = (_mix if job.method.mixes else _train_lora)(job, base, progress)
     return _describe(job, base, outcome, clock)
 
 
-def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
+def _train_lora(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
     from recycle_cli.tuning.target_lora import (
-        LoraRecipe,
+        lora_budget,
         save_target_lora,
         target_lora,
         train_target_lora,
     )
 
-    request = job.request
-    given = {name: value for name, value in vars(request.lora).items() if value is not None}
-    recipe = LoraRecipe(**given)
-    plan = _training_plan(job)
-    progress.stage("training a target LoRA", plan.steps)
+    request, recipe, plan = job.request, lora_recipe(job), training_plan(job)
     with target_lora(base, recipe, request.seed) as peft_model:
+        budget = lora_budget(base, peft_model, job.train, plan, request.max_memory)
+        plan = budget.fitted(plan)
+        _tell(job, plan, budget, progress)
+        progress.stage("training a target LoRA", plan.steps)
         settings = _in_force(job, base, plan, vars(recipe))
         store = _store(job, settings)
         trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress, store)
@@ -173,15 +176,21 @@ def _train_lora(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
         return _Outcome(trained, settings, _compared_logits(job, base))
 
 
-def _mix(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
-    from recycle_cli.tuning.tuned import fit
+def lora_recipe(job: Job) -> "LoraRecipe":
+    """The shape of the LoRA to train."""
+    from recycle_cli.tuning.target_lora import LoraRecipe
 
-    with contextlib.ExitStack() as stack:
-        tuned = job.method.build(_ingredients(job, base, stack), job.settings)
-    if job.request.init_from:
-        _start_from(job, tuned)
-    searches = job.settings.get("optimizer") == NGOPT
-    plan = _search_plan(job) if searches else _training_plan(job)
+    shape = vars(job.request.lora)
+    return LoraRecipe(**{name: value for name, value in shape.items() if value is not None})
+
+
+def _mix(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
+    from recycle_cli.tuning.tuned import fit, tokens_a_pass
+
+    tuned = build_tuned(job, base)
+    plan, budget = mixture_plan(job, base, tuned)
+    _tell(job, plan, budget, progress)
+    progress.detail(tuned.told(base, tokens_a_pass(job.train, plan)))
     progress.stage(f"mixing {len(job.mixed)} adapters", plan.steps)
     settings = _in_force(job, base, plan, job.settings)
     trained = fit(base, tuned, job.train, job.valid, plan, progress, _store(job, settings))
@@ -192,14 +201,64 @@ def _mix(job: _Job, base: "BaseModel", progress: Progress) -> _Outcome:
     return _Outcome(trained, settings, logits, _shares(tuned, job), energy_kept, figures)
 
 
-def _ingredients(job: _Job, base: "BaseModel", stack: contextlib.ExitStack) -> "Ingredients":
-    """The adapters, open for reading as long as the stack lasts."""
+def build_tuned(job: Job, base: "BaseModel") -> "Tuned":
+    """What is trained, at its start."""
+    from recycle_cli.engine.budget import check_room
+
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(s.open(job.request.base_model)) for s in job.mixed]
+        needed = sum(one.entries for one in opened) * base.dtype.itemsize
+        check_room(needed, base.compute.device, job.request.max_memory, "the adapters' factors")
+        tuned = job.method.build(_ingredients(job, base, opened), job.settings)
+    if job.request.init_from:
+        _start_from(job, tuned)
+    return tuned
+
+
+def mixture_plan(
+    job: Job, base: "BaseModel", tuned: "Tuned"
+) -> "tuple[TrainingPlan | SearchPlan, Budget]":
+    """How to train it, with passes that fit into memory, and the memory that takes.
+
+    Raises:
+        RecycleError: the memory does not suffice.
+    """
+    from recycle_cli.engine.budget import Budget, free_memory
+    from recycle_cli.tuning.tuned import budget_of
+
+    limit = job.request.max_memory
+    if job.settings.get("optimizer") == NGOPT:
+        free = free_memory(base.compute.device) if limit is None else limit
+        return _search_plan(job), Budget(trained=0, fixed=0, a_row=0, free=free)
+    plan = training_plan(job)
+    budget = budget_of(base, tuned, job.train, plan, limit)
+    return budget.fitted(plan), budget
+
+
+def _tell(
+    job: Job, plan: "TrainingPlan | SearchPlan", budget: "Budget", progress: Progress
+) -> None:
+    """Says what memory a training takes, and that it goes in smaller passes where it does."""
+    from recycle_cli.engine.budget import in_words
+
+    rows = plan.rows_a_pass
+    progress.detail(
+        f"training takes about {in_words(budget.needed(rows))} beyond the model and the adapters; "
+        f"{in_words(budget.free)} may be taken"
+    )
+    if rows < (job.request.micro_batch or plan.batch_size):
+        progress.message(
+            f"memory is short: the {plan.batch_size} rows of a step go {rows} at a time"
+        )
+
+
+def _ingredients(job: Job, base: "BaseModel", opened: Sequence[OpenSource]) -> "Ingredients":
+    """The adapters of a mixture, in the order of `job.mixed`."""
     from recycle_cli.tuning.tuned import Ingredients
 
     request = job.request
-    updates = [stack.enter_context(s.open(request.base_model)).update for s in job.mixed]
     return Ingredients(
-        updates=_reinitialised(job, updates),
+        updates=_reinitialised(job, [one.update for one in opened]),
         names=[source.ref.sha256 for source in job.mixed],
         target=job.mixed.index(job.target) if job.target else None,
         seed=request.seed,
@@ -208,7 +267,7 @@ def _ingredients(job: _Job, base: "BaseModel", stack: contextlib.ExitStack) -> "
     )
 
 
-def _reinitialised(job: _Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUpdate]":
+def _reinitialised(job: Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUpdate]":
     """The updates, or their random twins where the request asks for a control."""
     from recycle_cli.lora.random_twin import random_twin
 
@@ -221,7 +280,7 @@ def _reinitialised(job: _Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUp
     ]
 
 
-def _export(job: _Job, tuned: "Tuned") -> float:
+def _export(job: Job, tuned: "Tuned") -> float:
     """Writes the adapter, and the state to start from again beside it; gives the share of the
     squared norm that its rank limit kept."""
     from recycle_cli.lora.folder import save_tensors, write_adapter
@@ -234,13 +293,13 @@ def _export(job: _Job, tuned: "Tuned") -> float:
     return cut.energy_kept
 
 
-def _origin(job: _Job) -> dict[str, str]:
+def _origin(job: Job) -> dict[str, str]:
     """What the tensors of a state are about."""
     adapters = [source.ref.sha256 for source in job.mixed]
     return {"format": "pt", "method": job.request.method, "adapters": json.dumps(adapters)}
 
 
-def _start_from(job: _Job, tuned: "Tuned") -> None:
+def _start_from(job: Job, tuned: "Tuned") -> None:
     from safetensors import SafetensorError, safe_open
 
     assert job.request.init_from is not None
@@ -263,7 +322,7 @@ def _start_from(job: _Job, tuned: "Tuned") -> None:
     tuned.load(state)
 
 
-def _compared_logits(job: _Job, base: "BaseModel") -> "Tensor":
+def _compared_logits(job: Job, base: "BaseModel") -> "Tensor":
     """Logits on the first training rows, of the model as it stands."""
     import torch
 
@@ -273,7 +332,7 @@ def _compared_logits(job: _Job, base: "BaseModel") -> "Tensor":
         return answer_logits(base, collate(base, job.train[:COMPARED_ROWS])).float()
 
 
-def _shares(tuned: "Tuned", job: _Job) -> list[MixedAdapter]:
+def _shares(tuned: "Tuned", job: Job) -> list[MixedAdapter]:
     # A method may add an adapter of its own after the given ones.
     shares = tuned.shares()[: len(job.mixed)]
     return [
@@ -288,16 +347,20 @@ def _shares(tuned: "Tuned", job: _Job) -> list[MixedAdapter]:
     ]
 
 
-def _training_plan(job: _Job) -> "TrainingPlan":
+def training_plan(job: Job) -> "TrainingPlan":
+    """How to train, as the request and the method say."""
     from recycle_cli.engine.training import TrainingPlan
 
     request = job.request
     return TrainingPlan(
-        **vars(request.pace_in_force()), checkpointing=request.checkpointing, seed=request.seed
+        **vars(request.pace_in_force()),
+        micro_batch=request.micro_batch,
+        checkpointing=request.checkpointing,
+        seed=request.seed,
     )
 
 
-def _search_plan(job: _Job) -> "SearchPlan":
+def _search_plan(job: Job) -> "SearchPlan":
     from recycle_cli.engine.search import SearchPlan
 
     pace, bound = job.request.pace_in_force(), job.settings["bound"]
@@ -307,7 +370,7 @@ def _search_plan(job: _Job) -> "SearchPlan":
 
 
 def _in_force(
-    job: _Job,
+    job: Job,
     base: "BaseModel",
     plan: "TrainingPlan | SearchPlan",
     parameters: Mapping[str, Any],
@@ -327,13 +390,14 @@ def _in_force(
     }
 
 
-def _store(job: _Job, settings: Mapping[str, Any]) -> "Store":
+def _store(job: Job, settings: Mapping[str, Any]) -> "Store":
     """Where the run is kept while it goes on, known by all that shapes it."""
     from recycle_cli.engine.store import Store
 
     request = job.request
+    # How many rows a pass takes depends on what memory is free; it changes no more than rounding.
     run = {
-        **settings,
+        **{name: value for name, value in settings.items() if name != "micro_batch"},
         "method": request.method,
         "base_model": request.base_model,
         "task": request.task.sha256,
@@ -342,7 +406,7 @@ def _store(job: _Job, settings: Mapping[str, Any]) -> "Store":
     return Store(job.state / request.method, run)
 
 
-def _describe(job: _Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
+def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
     """Reads the adapter back, compares it with the model as trained, and writes the rest."""
     from recycle_cli.engine.adapted import with_adapter
     from recycle_cli.lora.folder import read_adapter, weights_sha256

@@ -75,6 +75,7 @@ class TuneRequest:
         export_rank: the rank policy of a mixture's export: `full`, `N` or `energy:E`.
         checkpointing: keep fewer activations.
         max_memory: bytes that training may take beyond the loaded model; None for what is free.
+        micro_batch: rows a pass; None for all of a step's, or fewer where memory is short.
         resume: go on with an interrupted run of the same request.
         save_dtype: of the factors on disk.
         license: of the result, for its card; a mixture's is found from its sources.
@@ -97,6 +98,7 @@ class TuneRequest:
     export_rank: str = "full"
     checkpointing: bool = False
     max_memory: int | None = None
+    micro_batch: int | None = None
     resume: bool = False
     save_dtype: str = "float32"
     license: str | None = None
@@ -149,6 +151,7 @@ class TuneRequest:
         words += ["--init-from", shown(self.init_from)] if self.init_from else []
         words += ["--rank", self.export_rank] * (self.export_rank != "full")
         words += ["--gradient-checkpointing"] * self.checkpointing
+        words += ["--micro-batch", str(self.micro_batch)] if self.micro_batch else []
         words += ["--save-dtype", self.save_dtype] * (self.save_dtype != "float32")
         return [*words, "--out", shown(self.out)]
 
