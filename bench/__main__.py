@@ -11,7 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 HERE = Path(__file__).parent
-README, MERGE_PAGE = HERE / "README.md", HERE.parent / "docs" / "merge.md"
+README, MERGE_PAGE, TUNE_PAGE = (
+    HERE / "README.md",
+    HERE.parent / "docs" / "merge.md",
+    HERE.parent / "docs" / "tune.md",
+)
 MARKERS = re.compile(r"(<!-- bench:start -->\n).*(<!-- bench:end -->)", re.DOTALL)
 HEADER = (
     "| what | recycle | extra memory | compared with | takes | extra memory | times as fast |\n"
@@ -21,11 +25,12 @@ HEADER = (
 
 def main() -> None:
     """Runs the benches asked for."""
-    from bench import algebra, merge, passes, startup
+    from bench import algebra, merge, passes, startup, tune
 
     pages = {
         README: {"startup": startup, "algebra": algebra, "passes": passes},
         MERGE_PAGE: {"merge": merge},
+        TUNE_PAGE: {"tune": tune},
     }
     names = [name for benches in pages.values() for name in benches]
     parser = argparse.ArgumentParser(description=__doc__)

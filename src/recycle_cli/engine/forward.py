@@ -1,6 +1,6 @@
 """Forward passes that compute no more than is looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +92,27 @@ def answer_loss(base: BaseModel, batch: Batch, prefix: Any = None) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(base: BaseModel, batches: Sequence[Batch]) -> float:
+def mean_loss(
+    base: BaseModel,
+    batches: Sequence[Batch],
+    begin: Callable[[object], object] = lambda _rows: None,
+) -> float:
     """Mean cross-entropy over all answer tokens of several batches, in nats.
 
     What batches begin with is run once where it is the same in all of them.
+
+    Args:
+        base: the model.
+        batches: at least one.
+        begin: told before each pass which rows it is over.
     """
     first = batches[0].prefix
     same = all(torch.equal(batch.prefix, first) for batch in batches)
+    begin("prefix")
     prefix = run_prefix(base, first) if same else None
     total, tokens = 0.0, 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        begin(number)
         count = batch.targets.numel()
         total += float(answer_loss(base, batch, prefix)) * count
         tokens += count

@@ -99,13 +99,63 @@ def on_device(
     }
 
 
-def frozen_product(piece: ModuleComponents, gate: Gate, form: Form) -> Forward:
+class Reuse:
+    """The products h = x A^T that are the same whatever the numbers z are: those of the modules
+    that read the input of the first adapted one in a pass, such as q, k and v of its attention.
+
+    It keeps them from the first pass over some rows on, for a search that runs the same rows again
+    and again without gradients.
+    """
+
+    def __init__(self) -> None:
+        self._pass: object = None
+        self._first: Tensor | None = None
+        self._kept: dict[tuple[object, int], Tensor] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass has been announced."""
+        return self._pass is not None
+
+    def begin(self, rows: object) -> None:
+        """A pass over rows begins that are known by this key."""
+        self._pass, self._first = rows, None
+
+    def pause(self) -> None:
+        """Passes over other rows follow."""
+        self._pass = self._first = None
+
+    def end(self) -> None:
+        """There are no more such passes."""
+        self.pause()
+        self._kept.clear()
+
+    def inner(self, x: Tensor, a: Tensor) -> Tensor:
+        """X A^T, (T, r)."""
+        if self._first is None:
+            self._first = x
+        # The same memory, which cannot be another tensor's as long as the first one is held.
+        if x.data_ptr() != self._first.data_ptr() or x.shape != self._first.shape:
+            return x @ a.T
+        key = self._pass, a.data_ptr()
+        if key not in self._kept:
+            self._kept[key] = x @ a.T
+        return self._kept[key]
+
+
+def frozen_product(
+    piece: ModuleComponents, gate: Gate, form: Form, reuse: Reuse | None = None
+) -> Forward:
     """The forward pass of a module with frozen components on it."""
     apply: Any = (_Dense if form == "dense" else _SideBySide).apply
 
     def forward(module: nn.Linear, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y: Tensor = apply(flat, module.weight, module.bias, piece.A, piece.B, gate())
+        if reuse is not None and reuse.active and form != "dense":
+            y = functional.linear(flat, module.weight, module.bias)
+            y.addmm_(reuse.inner(flat, piece.A), _scaled(piece.B, gate()).T)
+        else:
+            y = apply(flat, module.weight, module.bias, piece.A, piece.B, gate())
         return y.view(*x.shape[:-1], -1)
 
     return forward

@@ -4,9 +4,10 @@ The rows go in batches, where LoraHub's go one by one, and what they all begin w
 evaluation.
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, shared_length
 from recycle_cli.engine.forward import mean_loss
+from recycle_cli.engine.products import Reuse
 from recycle_cli.engine.store import Snapshot, Store
 from recycle_cli.engine.training import BestKeeper, Trained, batches_of, finite
 from recycle_cli.progress import Progress
@@ -48,6 +50,15 @@ class SearchPlan:
         return self.batch_size
 
 
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Nevergrad and scipy warn of settings that nevergrad itself chooses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(nevergrad|scipy)\.")
+        yield
+
+
+@_quiet_libraries()
 def search(
     base: BaseModel,
     parameters: Sequence[tuple[nn.Parameter, Tensor]],
@@ -57,6 +68,7 @@ def search(
     progress: Progress,
     penalty: Callable[[], Tensor | None] = lambda: None,
     store: Store | None = None,
+    reuse: Reuse | None = None,
 ) -> Trained:
     """Sets coefficients by their loss on the training rows, as LoraHub does (arXiv 2307.13269).
 
@@ -73,6 +85,7 @@ def search(
         progress: told of every evaluation.
         penalty: added to the loss that is searched.
         store: keeps the losses; where it holds some, their evaluations are not run again.
+        reuse: keeps what is the same in every evaluation.
 
     Raises:
         Diverged: a loss is not a finite number.
@@ -90,13 +103,19 @@ def search(
     def validate(step: int) -> None:
         keeper.consider(step, known.get(step) or mean_loss(base, valid_rows))
 
+    def evaluate() -> float:
+        loss = mean_loss(base, rows, reuse.begin) if reuse else mean_loss(base, rows)
+        if reuse:
+            reuse.pause()
+        return finite(loss, "training") + _number(penalty())
+
     validate(0)
     for step in range(1, plan.steps + 1):
         candidate = optimizer.ask()
         space.set(candidate.value)
         again = step <= len(losses)
         if not again:
-            losses.append(finite(mean_loss(base, rows), "training") + _number(penalty()))
+            losses.append(evaluate())
         loss = losses[step - 1]
         optimizer.tell(candidate, loss)
         if loss < lowest:
@@ -105,6 +124,8 @@ def search(
         if store and not again and step % SAVE_EVERY == 0:
             store.save(_snapshot(losses, keeper))
         progress.advance(f"loss {loss:.3f}, best valid {keeper.best_loss:.3f}")
+    if reuse:
+        reuse.end()
     if plan.steps:
         space.set(optimizer.provide_recommendation().value)
         validate(plan.steps)
@@ -133,13 +154,10 @@ class _Space:
 def _optimizer(plan: SearchPlan, start: Any) -> Any:
     import nevergrad
 
-    with warnings.catch_warnings():
-        # It warns of settings that it chooses itself.
-        warnings.simplefilter("ignore")
-        space = nevergrad.p.Array(init=start.clip(-plan.bound, plan.bound))
-        space.set_bounds(-plan.bound, plan.bound)
-        space.random_state.seed(plan.seed)
-        return nevergrad.optimizers.registry[plan.optimizer](space, budget=max(1, plan.steps))
+    space = nevergrad.p.Array(init=start.clip(-plan.bound, plan.bound))
+    space.set_bounds(-plan.bound, plan.bound)
+    space.random_state.seed(plan.seed)
+    return nevergrad.optimizers.registry[plan.optimizer](space, budget=max(1, plan.steps))
 
 
 def _kept(store: Store | None) -> tuple[list[float], dict[int, float]]:
@@ -157,4 +175,4 @@ def _snapshot(losses: Sequence[float], keeper: BestKeeper) -> Snapshot:
 
 
 def _number(penalty: Tensor | None) -> float:
-    return 0.0 if penalty is None else float(penalty)
+    return 0.0 if penalty is None else float(penalty.detach())

@@ -20,6 +20,7 @@ from recycle_cli.engine.adapted import Forward, Gate, ModuleComponents, concaten
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.products import (
     Form,
+    Reuse,
     choose_forms,
     frozen_product,
     on_device,
@@ -104,6 +105,7 @@ class Mixture(Tuned):
         self.coefficients = _parameters(start.to(device))
         ones = torch.ones(len(start) if recipe.affine else 0, 1, device=device)
         self.slopes, self.offsets = _parameters(ones), _parameters(torch.zeros_like(ones))
+        self._reuse = Reuse()
         self._present = self.layout.present.to(device)
         self._columns = {path: taken.to(device) for path, taken in self.layout.column.items()}
 
@@ -119,6 +121,11 @@ class Mixture(Tuned):
         """For each module path, the function that gives one number for each rank-1 component:
         the frozen ones, then the trained ones."""
         return {path: self._gate(path) for path in self.owners}
+
+    @property
+    def reuse(self) -> Reuse:
+        """See `Tuned`."""
+        return self._reuse
 
     def held(self) -> list[Tensor]:
         """See `Tuned`."""
@@ -143,7 +150,7 @@ class Mixture(Tuned):
         if piece is None:
             return trained_product(self.lora_A[key], self.lora_B[key], gate)
         if key not in self.lora_A:
-            return frozen_product(piece, gate, forms[path])
+            return frozen_product(piece, gate, forms[path], self._reuse)
         count = len(piece.owner)
         whole = frozen_product(piece, lambda: gate()[:count], forms[path])
         return trained_product(self.lora_A[key], self.lora_B[key], lambda: gate()[count:], whole)

@@ -12,6 +12,7 @@ from recycle_cli.engine.adapted import Forward, replaced
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.budget import Budget, estimate
 from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.products import Reuse
 from recycle_cli.engine.search import SearchPlan, search
 from recycle_cli.engine.store import Store
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
@@ -119,6 +120,11 @@ class Tuned(nn.Module, abc.ABC):
         """How its forward passes are computed, in words; nothing where there is no choice."""
         return ""
 
+    @property
+    def reuse(self) -> Reuse | None:
+        """What keeps the products that a search would compute again; None where nothing does."""
+        return None
+
     def held(self) -> list[Tensor]:
         """The tensors that it takes memory for."""
         return [*self.parameters(), *self.buffers()]
@@ -177,7 +183,9 @@ def fit(
         tuned.prepare(base, examples)
         if isinstance(plan, SearchPlan):
             searched = tuned.searched()
-            return search(base, searched, examples, valid, plan, progress, tuned.penalty, store)
+            return search(
+                base, searched, examples, valid, plan, progress, tuned.penalty, store, tuned.reuse
+            )
         hooks = Hooks(
             penalty=tuned.penalty,
             after_step=tuned.after_step,
