@@ -1,5 +1,5 @@
-"""Writes documents.md, the reference of the JSON documents, from the models in records.py, and the
-rules in merge.md from the merging catalog."""
+"""Writes documents.md, the reference of the JSON documents, from the models in records.py, the
+rules in merge.md from the merging catalog, and the presets in tune.md from the tuning catalog."""
 
 import re
 import types
@@ -9,10 +9,13 @@ from typing import Any
 
 from recycle_cli import records
 from recycle_cli.merging.catalog import METHODS, WEIGHT_USES, MergeMethod
+from recycle_cli.tuning import catalog as tuning
 
 PAGE = Path(__file__).with_name("documents.md")
 MERGE_PAGE = Path(__file__).with_name("merge.md")
+TUNE_PAGE = Path(__file__).with_name("tune.md")
 RULES = re.compile(r"(<!-- rules:start -->\n).*(<!-- rules:end -->)", re.DOTALL)
+PRESETS = re.compile(r"(<!-- presets:start -->\n).*(<!-- presets:end -->)", re.DOTALL)
 HEAD = """\
 # JSON documents
 
@@ -117,6 +120,38 @@ def _alone(method: MergeMethod) -> str:
     return "a single adapter comes back as it is" + (f" with `{at}`" if at else "")
 
 
+def tune_page() -> str:
+    """The page on tuning, with its presets as the catalog has them."""
+    presets = "\n".join(_preset(method) for method in tuning.METHODS.values())
+    text = TUNE_PAGE.read_text(encoding="utf-8")
+    return PRESETS.sub(lambda match: match[1] + presets + match[2], text)
+
+
+def _preset(method: tuning.TuningMethod) -> str:
+    """A section on one preset: what it learns, its formula, and its settings."""
+    summary = method.summary[0].upper() + method.summary[1:]
+    usual = vars(tuning.Pace())
+    pace = {k: v for k, v in vars(method.pace).items() if v != usual[k] or k in ("lr", "steps")}
+    settings = {**method.defaults, **pace}
+    if settings.get("optimizer") == tuning.NGOPT:
+        del settings["lr"]
+    else:
+        settings.pop("bound", None)
+    told = ", ".join(f"`{_setting(name, value)}`" for name, value in settings.items())
+    return (
+        f"### {method.name}\n\n{summary}. {method.detail}\n\n    {method.formula}\n\n"
+        f"{method.paper}; {told}.\n"
+    )
+
+
+def _setting(name: str, value: Any) -> str:
+    option = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return option if value else f"--no-{option.removeprefix('--')}"
+    return f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     MERGE_PAGE.write_text(merge_page(), encoding="utf-8")
+    TUNE_PAGE.write_text(tune_page(), encoding="utf-8")

@@ -132,6 +132,12 @@ def _check_together(
         )
     if settings.get("init") == "one-hot" and not target:
         raise InputError("--init one-hot starts at the target LoRA", "give it with --target")
+    flat = settings.get("activation") == "squared" and settings.get("init") == "zero"
+    if flat and settings.get("optimizer") != NGOPT:
+        raise InputError(
+            "--activation squared has no slope at 0, so from --init zero nothing would be learned",
+            "use --init equal, or another one",
+        )
     if "bound" in given and settings.get("optimizer") != NGOPT:
         raise InputError(
             "--bound has no effect where gradients are followed", f"use --optimizer {NGOPT}"
