@@ -139,7 +139,12 @@ def lora_budget(
 ) -> Budget:
     """The memory that training the LoRA takes beyond the model."""
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    return estimate(base, parameters, examples, plan, limit)
+    # Dropout keeps its masks.
+    peft_model.train()
+    try:
+        return estimate(base, parameters, examples, plan, limit)
+    finally:
+        peft_model.eval()
 
 
 def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:

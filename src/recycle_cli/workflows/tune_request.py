@@ -178,6 +178,8 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
         InputError: the method is unknown or does not fit the adapters or the options given, the
             task has too few training rows, or `out` exists.
     """
+    from recycle_cli.lora.truncation import parse_rank_policy
+
     used = [*sources, *([target] if target else [])]
     read = [source.ref.path for source in used]
     read += [str(request.init_from)] if request.init_from else []
@@ -185,6 +187,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     training_split(request.task, request.seed, request.rows)
     method = find_tuning_method(request.method)
     check_save_dtype(request.save_dtype)
+    parse_rank_policy(request.export_rank)
     _check_pace(request.pace)
     _check_pace(request.target_pace)
     _check_target(request, target)
