@@ -6,6 +6,7 @@ A step is the forward and the backward pass and AdamW's update, over 8 rows of 1
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,20 @@ def comparisons() -> Iterator[Comparison]:
         yield _against_lora(adapters)
         yield _against_einsum(adapters)
         yield _against_peft(adapters, None if adapters < 30 else FEW_LAYERS)
+    yield _compiled(8, FEW_LAYERS)
+
+
+def _compiled(adapters: int, layers: int) -> Comparison:
+    """The same step with the model's forward pass compiled by torch, for rows of one length."""
+    ours, theirs = _bases(layers)
+    mixture = _mixture(theirs, adapters)
+    with mixture.attached(theirs, ROWS * (PROMPT + ANSWER)):
+        theirs.model.model.forward = torch.compile(theirs.model.model.forward, dynamic=False)
+        step = _step(theirs, list(mixture.parameters()))
+        start = time.perf_counter()
+        step()
+        against = f"torch.compile, {time.perf_counter() - start:.0f} s to compile"
+        return _compare(ours, adapters, against, step)
 
 
 def _against_lora(adapters: int) -> Comparison:
