@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,14 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.encoding import Example, encode_examples
+from recycle_cli.engine.encoding import Example, encode_examples, shared_length
 from recycle_cli.engine.forward import collate, mean_loss
 from recycle_cli.engine.products import attached
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import RecycleError
+from recycle_cli.evaluation.tasks import Row
 from recycle_cli.progress import Silent
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
 
+CPU = torch.device("cpu")
 PLAN = TrainingPlan(steps=6, lr=0.05, batch_size=4, eval_every=2)
 
 
@@ -221,6 +224,130 @@ def test_dropout_is_on_in_steps_alone(
     finally:
         handle.remove()
     assert state == {"on": False, "steps": 2 * PLAN.steps, "validations": 2 * 4}
+
+
+class Gradients:
+    """What the gradients are after each step's clipping, and what a penalty adds to them."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.seen: list[Tensor] = []
+
+    def after_step(self) -> None:
+        found = [row.grad for row in self.mixture.coefficients]
+        assert all(grad is not None for grad in found)
+        self.seen.append(torch.stack([grad.clone() for grad in found if grad is not None]))
+
+    def penalty(self) -> Tensor:
+        return torch.stack([(row**2).sum() for row in self.mixture.coefficients]).sum()
+
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(penalty=self.penalty, after_step=self.after_step)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_small_passes_add_up_to_the_whole_step(
+    pico_base: BaseModel, valid: list[Example], rows: int, checkpointing: bool
+) -> None:
+    """Rows whose answers have 2 to 33 tokens, so that passes weigh unequally."""
+    examples = encode_examples(pico_base, [*CLOSED_ROWS[:4], Row("a", "a whole sentence " * 2)])
+    assert len({len(example.answer) for example in examples}) > 3
+    whole = replace(PLAN, batch_size=5, max_grad_norm=1e9, steps=4)
+
+    def trained(plan: TrainingPlan) -> tuple[Trained, Tensor, list[Tensor]]:
+        mixture = Mixture(mixed_updates(pico_base), MixtureRecipe("linear", "one"), CPU)
+        notes = Gradients(mixture)
+        with mixture.attached(pico_base):
+            result = train(
+                pico_base,
+                dict(mixture.named_parameters()),
+                examples,
+                valid,
+                plan,
+                Silent(),
+                notes.hooks,
+            )
+        return result, torch.stack([row.detach() for row in mixture.coefficients]), notes.seen
+
+    small = replace(whole, micro_batch=rows, checkpointing=checkpointing)
+    (one, coefficients, gradients), (other, expected, whole_gradients) = (
+        trained(small),
+        trained(whole),
+    )
+    assert len(gradients) == 4
+    torch.testing.assert_close(gradients[0], whole_gradients[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients, whole_gradients, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(coefficients, expected, rtol=0, atol=1e-5)
+    assert one.best_step == other.best_step
+    assert one.best_loss == pytest.approx(other.best_loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "step"])
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_rate_follows_its_schedule(
+    pico_base: BaseModel,
+    examples: list[Example],
+    valid: list[Example],
+    schedule: str,
+    warmup: float,
+) -> None:
+    """AdamW moves a number whose gradient never changes by the rate itself."""
+    plan = TrainingPlan(
+        steps=12, lr=0.01, batch_size=2, warmup=warmup, schedule=schedule, max_grad_norm=1e9
+    )
+    number = torch.nn.Parameter(torch.zeros(()))
+    path = [0.0]
+    hooks = Hooks(penalty=lambda: -number, after_step=lambda: path.append(number.item()))
+    mixture = Mixture(mixed_updates(pico_base), MixtureRecipe(), CPU)
+    with mixture.attached(pico_base):
+        everything = {"number": number, **dict(mixture.named_parameters())}
+        train(pico_base, everything, examples, valid, plan, Silent(), hooks)
+    shares = [(new - old) / plan.lr for old, new in itertools.pairwise(path)]
+    warm = int(warmup * plan.steps)
+    rest = plan.steps - warm
+    expected = {
+        "cosine": [0.5 + 0.5 * math.cos(math.pi * step / rest) for step in range(rest)],
+        "linear": [1 - step / rest for step in range(rest)],
+        "constant": [1.0] * rest,
+        # Four examples, two a step: an epoch every other step, from the first on.
+        "step": [0.85 ** ((warm + step) // 2) for step in range(rest)],
+    }[schedule]
+    rising = [step / 3 for step in range(warm)]
+    assert shares == pytest.approx(rising + expected, abs=1e-5)
+
+
+def test_a_validation_runs_the_shared_beginning_once(
+    pico_base: BaseModel, examples: list[Example], valid: list[Example]
+) -> None:
+    """And in each batch of its own where the beginnings differ."""
+    rows = [*examples, *valid]
+    shared = shared_length([example.prompt for example in rows])
+    pairs = [[rows[1], rows[2]], [rows[0], rows[3]], [rows[4], rows[5]]]
+    batches = [collate(pico_base, pair, shared) for pair in pairs]
+    own = [collate(pico_base, pair) for pair in pairs]
+    assert len({len(batch.prefix) for batch in own}) > 1
+    mixture = Mixture(mixed_updates(pico_base), MixtureRecipe("linear", "one"), CPU)
+    passes: list[int] = []
+    handle = pico_base.model.model.register_forward_hook(
+        lambda _module, inputs, _output: passes.append(inputs[0].shape[1])
+    )
+    try:
+        with mixture.attached(pico_base):
+            once, each = mean_loss(pico_base, batches), mean_loss(pico_base, own)
+    finally:
+        handle.remove()
+    assert passes == [
+        shared,
+        *(batch.tokens.shape[1] for batch in batches),
+        *(length for b in own for length in (len(b.prefix), b.tokens.shape[1])),
+    ]
+    with torch.no_grad():
+        dense = DenseModel(pico_base, weighted_sum(mixed_updates(pico_base), torch.ones(4, 3)))
+        expected = float(plain.loss(dense, rows))
+    assert once == pytest.approx(expected, abs=1e-5)
+    assert each == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("start", [math.nan, math.inf])

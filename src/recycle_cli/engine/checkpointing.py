@@ -1,7 +1,7 @@
 """Gradient checkpointing: a layer's activations are computed again when they are needed."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.errors import InputError
@@ -21,7 +21,7 @@ def gradient_checkpointing(base: BaseModel) -> Iterator[None]:
         raise InputError(
             f"{base.id} knows no gradient checkpointing", "leave out --gradient-checkpointing"
         )
-    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    _switch(base, "enable")({"use_reentrant": False})
     layers = [m for m in base.model.modules() if getattr(m, "gradient_checkpointing", False)]
     before = [layer.training for layer in layers]
     try:
@@ -31,4 +31,12 @@ def gradient_checkpointing(base: BaseModel) -> Iterator[None]:
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.training = training
-        base.model.gradient_checkpointing_disable()
+        _switch(base, "disable")()
+
+
+def _switch(base: BaseModel, what: str) -> Callable[..., None]:
+    """What newer versions of transformers call activation checkpointing."""
+    model = base.model
+    names = (f"{kind}_checkpointing_{what}" for kind in ("activation", "gradient"))
+    switch: Callable[..., None] = next(getattr(model, n) for n in names if hasattr(model, n))
+    return switch

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,7 +66,7 @@ class Store:
             "run": self.run,
         }
         # A copy of each, since tensors that share memory cannot be saved together.
-        tensors = {name: t.detach().cpu().clone() for name, t in snapshot.tensors.items()}
+        tensors = {name: _copied(tensor) for name, tensor in snapshot.tensors.items()}
         beside = self.folder / f"{STATE_FILE}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,13 +89,14 @@ class Store:
             with safe_open(self._file, framework="pt") as file:
                 fields = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            history = [(int(step), float(loss)) for step, loss in fields["history"]]
+            kept, steps = fields["run"], (fields["step"], fields["best_step"], fields["idle"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self._file} cannot be read: {error}", f"start anew: remove {self.folder}"
             ) from error
-        self._check_run(fields["run"])
-        history = [(int(step), float(loss)) for step, loss in fields["history"]]
-        return Snapshot(tensors, fields["step"], fields["best_step"], fields["idle"], history)
+        self._check_run(kept)
+        return Snapshot(tensors, *steps, history)
 
     def remove(self) -> None:
         """Removes what is kept."""
@@ -108,3 +110,7 @@ class Store:
                 f"the run kept in {self.folder} differs in {', '.join(other)}",
                 "ask for the same as then, or start anew: leave out --resume and use --force",
             )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
