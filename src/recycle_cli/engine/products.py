@@ -225,19 +225,23 @@ def _scaled(columns: Tensor, z: Tensor) -> Tensor:
     return (columns * z).to(columns.dtype)
 
 
-def trained_product(a: Tensor, b: Tensor, gate: Gate, whole: Forward | None = None) -> Forward:
+def trained_product(
+    a: Tensor, b: Tensor, gate: Gate | None = None, whole: Forward | None = None
+) -> Forward:
     """The forward pass of a module with components on it whose factors are trained.
 
     Args:
         a: (r, in) float32.
         b: (out, r) float32.
-        gate: z, (r,).
+        gate: z, (r,); None for ones.
         whole: what the module does without them; None for what it does itself.
     """
 
     def forward(module: nn.Linear, x: Tensor) -> Tensor:
         y = functional.linear(x, module.weight, module.bias) if whole is None else whole(module, x)
-        inner = functional.linear(x, a.to(x.dtype)) * gate()
+        inner = functional.linear(x, a.to(x.dtype))
+        if gate is not None:
+            inner = inner * gate()
         return y + functional.linear(inner.to(x.dtype), b.to(x.dtype))
 
     return forward

@@ -60,6 +60,7 @@ class TuningMethod:
         fixed: what else the function is given.
         defaults: its parameters and their defaults.
         pace: how long and how fast.
+        flat_at_zero: whether nothing has a slope where all coefficients are zero.
         routed: whether the result chooses between adapters token by token, so that no LoRA
             equals it.
     """
@@ -74,6 +75,7 @@ class TuningMethod:
     fixed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Value] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
+    flat_at_zero: bool = False
     routed: bool = False
 
     @property
@@ -115,7 +117,17 @@ class TuningMethod:
             PARAMETERS[name].check(value)
         settings = {**self.defaults, **given}
         _check_together(settings, given, target)
+        self._check_slope(settings)
         return settings
+
+    def _check_slope(self, settings: Mapping[str, Value]) -> None:
+        flat = self.flat_at_zero or settings.get("activation") == "squared"
+        if flat and settings.get("init") == "zero" and settings.get("optimizer") != NGOPT:
+            raise InputError(
+                "from --init zero nothing would be learned: there is no slope where all "
+                "coefficients are 0",
+                "use --init equal, or another one",
+            )
 
 
 SEARCH = ("optimizer", "bound")
@@ -132,12 +144,6 @@ def _check_together(
         )
     if settings.get("init") == "one-hot" and not target:
         raise InputError("--init one-hot starts at the target LoRA", "give it with --target")
-    flat = settings.get("activation") == "squared" and settings.get("init") == "zero"
-    if flat and settings.get("optimizer") != NGOPT:
-        raise InputError(
-            "--activation squared has no slope at 0, so from --init zero nothing would be learned",
-            "use --init equal, or another one",
-        )
     if "bound" in given and settings.get("optimizer") != NGOPT:
         raise InputError(
             "--bound has no effect where gradients are followed", f"use --optimizer {NGOPT}"
@@ -228,6 +234,28 @@ _ROWS = (
         target="sd_lora:SDLora",
         defaults={"new_rank": 10, "reduce_rank": False, "distill": 0.0},
         pace=Pace(lr=8e-3),
+    ),
+    TuningMethod(
+        "lorahub-factors",
+        "LoraHub as its authors wrote it: weights on both factors, summed before the product",
+        "Cross terms between the adapters are part of it. At weights of zero nothing has a slope, "
+        "so --optimizer adamw needs another --init.",
+        "y = W x + (sum_i c_i s_i B_i)(sum_i c_i A_i) x",
+        "arXiv 2307.13269",
+        target="factor_sum:FactorSum",
+        defaults={"init": "zero", "l1": 0.05, "optimizer": NGOPT, "bound": 1.5},
+        flat_at_zero=True,
+    ),
+    TuningMethod(
+        "merge-prune",
+        "the factors of all adapters, summed before the product, trained and pruned step by step",
+        "After every step the entries of each tensor that matter least become zero; they may grow "
+        "again. --level module prunes whole adapters in modules.",
+        "y = W x + (sum_i s_i B_i)(sum_i A_i) x, with A_i and B_i trained",
+        "arXiv 2505.24174",
+        target="merge_prune:MergePrune",
+        defaults={"prune": 0.4, "score": "input", "level": "parameter", "restore": "zero"},
+        pace=Pace(lr=1e-4, schedule="step", warmup=0.0, patience=3),
     ),
     TuningMethod(
         "rescale",

@@ -90,8 +90,8 @@ class Mixture(Tuned):
         self.components = frozen
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         for path, piece in trained.items():
-            self.lora_A[_key(path)] = nn.Parameter(piece.A.float().to(device))
-            self.lora_B[_key(path)] = nn.Parameter(piece.B.float().to(device))
+            self.lora_A[parameter_name(path)] = nn.Parameter(piece.A.float().to(device))
+            self.lora_B[parameter_name(path)] = nn.Parameter(piece.B.float().to(device))
         self.owners = {
             path: torch.cat([part[path].owner for part in (frozen, trained) if path in part])
             for path in sorted({*frozen, *trained})
@@ -146,7 +146,7 @@ class Mixture(Tuned):
     def _forward(
         self, path: str, piece: ModuleComponents | None, forms: Mapping[str, Form]
     ) -> Forward:
-        gate, key = self._gate(path), _key(path)
+        gate, key = self._gate(path), parameter_name(path)
         if piece is None:
             return trained_product(self.lora_A[key], self.lora_B[key], gate)
         if key not in self.lora_A:
@@ -196,7 +196,7 @@ class Mixture(Tuned):
             return self.components
         found = {}
         for path, owner in self.owners.items():
-            key, pieces = _key(path), []
+            key, pieces = parameter_name(path), []
             if path in self.components:
                 pieces.append((self.components[path].A, self.components[path].B))
             if key in self.lora_A:
@@ -227,7 +227,7 @@ def _divide(
     return concatenate(updates[:last], dtype), new
 
 
-def _key(path: str) -> str:
+def parameter_name(path: str) -> str:
     """What a module path is called among parameters, whose names hold no dots."""
     return path.replace(".", "/")
 
