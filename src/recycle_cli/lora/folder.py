@@ -223,9 +223,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(f"{path.name}: {error}") from error
 
 
-def weights_sha256(folder: Path) -> str:
+def weights_sha256(folder: Path, name: str = WEIGHTS_FILE) -> str:
     """The identity of an adapter: the sha256 of its weights file, in hex."""
-    return file_sha256(folder / WEIGHTS_FILE)
+    return file_sha256(folder / name)
 
 
 def file_sha256(path: Path) -> str:

@@ -258,6 +258,18 @@ _ROWS = (
         pace=Pace(lr=1e-4, schedule="step", warmup=0.0, patience=3),
     ),
     TuningMethod(
+        "arrow",
+        "per token, the adapters whose main direction it points to",
+        "Without steps it needs no training; --steps 400 trains the prototypes. The result is a "
+        "routed adapter: no LoRA equals it, PEFT cannot load it, and recycle eval does.",
+        "y = W x + sum_i p_i dW_i x, p = softmax of the top k |x . v_i| / temperature",
+        "arXiv 2405.11157",
+        target="arrow:Router",
+        defaults={"top_k": 4, "temperature": 1.0},
+        pace=Pace(lr=1e-2, steps=0),
+        routed=True,
+    ),
+    TuningMethod(
         "rescale",
         "control: the target LoRA alone with learned module coefficients, from one",
         "What a mixture beside the target LoRA has to beat.",

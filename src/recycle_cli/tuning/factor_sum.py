@@ -120,7 +120,7 @@ class FactorSum(Tuned):
         """l1 times the mean of |w|."""
         return self.l1 * self.weights.abs().mean() if self.l1 else None
 
-    def folded(self) -> ModelUpdate:
+    def result(self) -> ModelUpdate:
         """See `Tuned`."""
         with torch.no_grad():
             sums = {path: self._sums(piece) for path, piece in self.stacks.items()}

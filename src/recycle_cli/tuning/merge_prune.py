@@ -85,7 +85,7 @@ class MergePrune(Tuned):
         """See `Tuned`."""
         return {path: piece.shape for path, piece in self.source.items()}
 
-    def folded(self) -> ModelUpdate:
+    def result(self) -> ModelUpdate:
         """See `Tuned`."""
         with torch.no_grad():
             sums = {path: self._sums(path) for path in self.source}

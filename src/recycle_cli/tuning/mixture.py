@@ -186,6 +186,10 @@ class Mixture(Tuned):
         """See `Tuned`."""
         return list(zip(self.coefficients, self._present, strict=True))
 
+    def result(self) -> ModelUpdate:
+        """See `Tuned`."""
+        return self.folded()
+
     def folded(self) -> ModelUpdate:
         """The one LoRA that equals the mixture as it stands."""
         return fold(self._all_components(), self.gates())

@@ -17,6 +17,7 @@ from recycle_cli.engine.search import SearchPlan, search
 from recycle_cli.engine.store import Store
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
+from recycle_cli.lora.routed import RoutedAdapter
 from recycle_cli.lora.update import ModelUpdate
 from recycle_cli.progress import Progress
 
@@ -75,8 +76,9 @@ class Tuned(nn.Module, abc.ABC):
         """How much of each adapter is used, in their order."""
 
     @abc.abstractmethod
-    def folded(self) -> ModelUpdate:
-        """The one LoRA that equals what was trained, as it stands."""
+    def result(self) -> ModelUpdate | RoutedAdapter:
+        """What was trained, as it stands: the one LoRA that equals it, or a routed adapter where
+        none does."""
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors that `load` takes, for `mixture.safetensors`."""

@@ -23,6 +23,7 @@ from recycle_cli.workflows.provenance import shown
 
 if TYPE_CHECKING:
     from recycle_cli.lora.folder import AdapterFile
+    from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 
@@ -41,6 +42,24 @@ class Source:
         kept = Path(self.ref.path).name == self.ref.sha256
         return f"sha256:{self.ref.sha256[:12]}" if kept else shown(self.ref.path)
 
+    @property
+    def _folder(self) -> Path:
+        return self.place or Path(self.ref.path)
+
+    def load_to_score(self, base_model: str) -> "ModelUpdate | RoutedAdapter":
+        """Its update, or what routes tokens between several.
+
+        Raises:
+            InputError: it cannot be read, or says that it belongs to another base model.
+        """
+        from recycle_cli.lora.routed import is_routed, read_routed
+
+        if not is_routed(self._folder):
+            return self.load(base_model)
+        adapter, stated = read_routed(self._folder)
+        self._check_base(stated, base_model)
+        return adapter
+
     def load(self, base_model: str) -> "ModelUpdate":
         """Its update.
 
@@ -55,13 +74,20 @@ class Source:
         """Opens it, to be read one module at a time.
 
         Raises:
-            InputError: it cannot be read, or says that it belongs to another base model.
+            InputError: it cannot be read, is no LoRA, or says that it belongs to another base
+                model.
         """
         from recycle_cli.lora.folder import open_adapter
+        from recycle_cli.lora.routed import is_routed
 
+        if is_routed(self._folder):
+            raise InputError(
+                f"adapter {self.ref.id!r} routes token by token, so it is no LoRA",
+                "score it with recycle eval; merge or tune the adapters that it routes between",
+            )
         with contextlib.ExitStack() as stack:
             with self._named():
-                file = stack.enter_context(open_adapter(self.place or Path(self.ref.path)))
+                file = stack.enter_context(open_adapter(self._folder))
             self._check_base(file.config.base_model, base_model)
             yield OpenSource(self, file)
 
@@ -201,9 +227,10 @@ def _resolve(name: str, settings: Settings) -> Source:
 
 def _folder_source(name: str, path: Path) -> Source:
     from recycle_cli.lora.folder import WEIGHTS_FILE, weights_sha256
+    from recycle_cli.lora.routed import ROUTED_WEIGHTS_FILE, is_routed
 
     try:
-        sha256 = weights_sha256(path)
+        sha256 = weights_sha256(path, ROUTED_WEIGHTS_FILE if is_routed(path) else WEIGHTS_FILE)
     except OSError as error:
         raise InputError(
             f"{name} is no adapter folder: it has no readable {WEIGHTS_FILE}",

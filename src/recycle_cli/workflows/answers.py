@@ -10,6 +10,7 @@ from recycle_cli.progress import Progress
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
     from recycle_cli.evaluation.tasks import Row
+    from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import ModelUpdate
 
 
@@ -30,7 +31,7 @@ class Answers:
 
 def answer_rows(
     base: "BaseModel",
-    update: "ModelUpdate | None",
+    update: "ModelUpdate | RoutedAdapter | None",
     rows: "Sequence[Row]",
     metric: str,
     progress: Progress,
@@ -48,11 +49,11 @@ def answer_rows(
         max_new_tokens: the longest answer, for `exact_match`.
         likelihoods: also score the right answers of `exact_match` rows, which costs a pass more.
     """
-    from recycle_cli.engine.adapted import with_adapter
     from recycle_cli.engine.encoding import encode_prompts, encode_questions
+    from recycle_cli.engine.routing import put_on
     from recycle_cli.engine.scoring import candidate_log_likelihoods, greedy_answers
 
-    with with_adapter(base, update):
+    with put_on(base, update):
         if metric == ACC:
             scores = candidate_log_likelihoods(base, encode_questions(base, rows), progress)
             return _chosen(rows, scores)

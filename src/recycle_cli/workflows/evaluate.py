@@ -18,6 +18,7 @@ from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
+    from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import ModelUpdate
 
 BASE = "base"
@@ -107,7 +108,7 @@ def evaluate(
     """
     baseline = _find_baseline(request, sources)
     prepared = [(task, *_prepare(request, task)) for task in request.tasks]
-    updates = [None, *(source.load(request.base_model) for source in sources)]
+    updates = [None, *(source.load_to_score(request.base_model) for source in sources)]
     documents, samples = [], []
     for task, rows, metric in prepared:
         clock = Clock()
@@ -223,7 +224,7 @@ def _prepare(request: EvalRequest, task: Task) -> tuple[tuple[Row, ...], str]:
 def _answer(
     request: EvalRequest,
     base: "BaseModel",
-    update: "ModelUpdate | None",
+    update: "ModelUpdate | RoutedAdapter | None",
     rows: Sequence[Row],
     metric: str,
 ) -> Answers:

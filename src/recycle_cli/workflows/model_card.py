@@ -71,6 +71,7 @@ class Card:
         warnings: shown before everything else.
         licenses: of the result; none where they cannot be told.
         model: whether it is a whole model, not an adapter.
+        routed: whether it is an adapter that PEFT cannot load.
         energies: the share of the squared norm that was kept, by module, where some was cut.
     """
 
@@ -84,6 +85,7 @@ class Card:
     warnings: Sequence[str] = ()
     licenses: Sequence[str] = ()
     model: bool = False
+    routed: bool = False
     energies: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -107,6 +109,9 @@ def _front_matter(card: Card) -> dict[str, Any]:
             "library_name": "transformers",
         }
         tags = ["merge", "recycle"]
+    elif card.routed:
+        fields = {"base_model": card.base_model, "library_name": "recycle"}
+        tags = ["recycle", "routed-adapters"]
     else:
         fields = {"base_model": card.base_model, "library_name": "peft"}
         tags = ["lora", "recycle", f"base_model:adapter:{card.base_model}"]

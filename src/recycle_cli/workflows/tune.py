@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.search import SearchPlan
     from recycle_cli.engine.store import Store
     from recycle_cli.engine.training import Trained, TrainingPlan
+    from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import ModelUpdate
     from recycle_cli.tuning.target_lora import LoraRecipe
     from recycle_cli.tuning.tuned import Ingredients, Tuned
@@ -284,12 +285,18 @@ def _export(job: Job, tuned: "Tuned") -> float:
     """Writes the adapter, and the state to start from again beside it; gives the share of the
     squared norm that its rank limit kept."""
     from recycle_cli.lora.folder import save_tensors, write_adapter
+    from recycle_cli.lora.routed import RoutedAdapter, write_routed
     from recycle_cli.lora.truncation import parse_rank_policy, truncate
 
-    request = job.request
-    cut = truncate(tuned.folded(), parse_rank_policy(request.export_rank))
-    write_adapter(job.folder, cut.update, request.base_model, dtype_named(request.save_dtype))
+    request, dtype = job.request, dtype_named(job.request.save_dtype)
     save_tensors(tuned.state(), job.folder / STATE_FILE, _origin(job))
+    result = tuned.result()
+    if isinstance(result, RoutedAdapter):
+        names = [source.ref.sha256 for source in job.mixed]
+        write_routed(job.folder, result, request.base_model, names, dtype)
+        return 1.0
+    cut = truncate(result, parse_rank_policy(request.export_rank))
+    write_adapter(job.folder, cut.update, request.base_model, dtype)
     return cut.energy_kept
 
 
@@ -406,15 +413,35 @@ def _store(job: Job, settings: Mapping[str, Any]) -> "Store":
     return Store(job.state / request.method, run)
 
 
-def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
-    """Reads the adapter back, compares it with the model as trained, and writes the rest."""
-    from recycle_cli.engine.adapted import with_adapter
+@dataclass(frozen=True)
+class _Written:
+    """An adapter as it was written: the largest rank of its modules, the sha256 of its weights."""
+
+    adapter: "ModelUpdate | RoutedAdapter"
+    rank: int
+    sha256: str
+
+
+def _read_back(job: Job) -> _Written:
     from recycle_cli.lora.folder import read_adapter, weights_sha256
+    from recycle_cli.lora.routed import ROUTED_WEIGHTS_FILE, read_routed
     from recycle_cli.lora.update import largest_rank
 
+    if not job.method.routed:
+        update = read_adapter(job.folder).update
+        return _Written(update, largest_rank(update), weights_sha256(job.folder))
+    routed, _ = read_routed(job.folder)
+    rank = max(len(module.owner) for module in routed.modules.values())
+    return _Written(routed, rank, weights_sha256(job.folder, ROUTED_WEIGHTS_FILE))
+
+
+def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
+    """Reads the adapter back, compares it with the model as trained, and writes the rest."""
+    from recycle_cli.engine.routing import put_on
+
     request, task = job.request, job.request.task
-    written = read_adapter(job.folder).update
-    with with_adapter(base, written):
+    written = _read_back(job)
+    with put_on(base, written.adapter):
         deviation = float((_compared_logits(job, base) - outcome.logits).abs().max())
     there = {str(p.relative_to(job.folder)) for p in job.folder.rglob("*") if not p.is_dir()}
     document = TuneDocument(
@@ -433,16 +460,17 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
         best=BestStep(step=outcome.trained.best_step, valid_loss=outcome.trained.best_loss),
         history=outcome.trained.history,
         figures=outcome.figures,
-        rank=largest_rank(written),
+        rank=written.rank,
         energy_kept=outcome.energy_kept,
         max_logit_deviation=deviation,
         path=str(request.out.absolute()),
         files=sorted(there | {"README.md", RECORD_FILE}),
-        sha256=weights_sha256(job.folder),
+        sha256=written.sha256,
         warnings=tune_warnings(
             outcome.trained,
             [s.license for s in job.mixed if not (request.train_target and s is job.target)],
             outcome.energy_kept,
+            job.method.routed,
         ),
         **clock.fields(request.seed, request.command(job.sources, job.target)),
     )

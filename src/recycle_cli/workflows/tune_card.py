@@ -23,20 +23,27 @@ CONTROLS = {
 
 
 def tune_warnings(
-    trained: "Trained", licenses: Sequence[str | None], energy_kept: float
+    trained: "Trained", licenses: Sequence[str | None], energy_kept: float, routed: bool
 ) -> list[str]:
-    """What may surprise: licences, a training that changed nothing, a lossy rank limit.
+    """What may surprise: licences, a training that changed nothing, a lossy rank limit, a result
+    that is no LoRA.
 
     Args:
         trained: what came of it.
         licenses: of the adapters that others made.
         energy_kept: the share of the squared norm that the export has.
+        routed: whether the result chooses between adapters token by token.
     """
     warnings = license_warnings(licenses)
     if trained.best_step == 0 and len(trained.history) > 1:
         warnings.append(
             "No step had a lower validation loss than the start, so the start was kept: "
             "training changed nothing."
+        )
+    if routed:
+        warnings.append(
+            "The result chooses between adapters token by token: no LoRA equals it, and PEFT "
+            "cannot load it. recycle eval does."
         )
     if energy_kept < LOW_ENERGY:
         warnings.append(f"The rank limit keeps {energy_kept:.1%} of the update's energy.")
@@ -61,7 +68,8 @@ def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
             CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
             for a in document.adapters
         ],
-        figure="mean coefficient",
+        figure="share of the tokens" if method.routed else "mean coefficient",
+        routed=method.routed,
         facts=_facts(document),
         command=" ".join(document.command),
         warnings=document.warnings,
