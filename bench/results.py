@@ -29,7 +29,7 @@ MARKERS = re.compile(r"(<!-- results:start -->\n).*(<!-- results:end -->)", re.D
 TASKS = {
     "customer_reviews": "sentiment: sst2, rotten tomatoes, mpqa, tweets",
     "banking_cards": "banking intents: transfers, clinc banking, clinc cards",
-    "anli_r1": "inference, of another kind: monotonicity",
+    "bbh_web_of_lies": "none (boolean expressions, of the same collection)",
     "bbh_navigate": "none",
 }
 SEEDS = (0, 1)
