@@ -10,9 +10,20 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from support.command import RECYCLE, Recycle, Shell
+from support.command import POOL, RECYCLE, Recycle, Shell
 
-ENDLESS = ("--method", "lora", "--steps", "1000000", "--rank", "2", "--out", "endless")
+# One adapter a dimension: nevergrad runs scipy's algorithm for this in a thread.
+LONG_SEARCH = [
+    "--method",
+    "lorahub",
+    "--granularity",
+    "module",
+    "--steps",
+    "200",
+    "--out",
+    "endless",
+]
+ENDLESS = ["--method", "lora", "--steps", "1000000", "--rank", "2", "--out", "endless"]
 
 
 def test_documents_flow_from_select_through_tune_to_eval(
@@ -61,11 +72,13 @@ def test_closed_stdout_is_no_traceback(shell: Shell, pool: Path, pico_folder: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("search", [False, True])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_training_and_leaves_nothing_half_written(
-    pico_folder: Path, task: Path, tmp_path: Path, stop: signal.Signals
+    pico_folder: Path, task: Path, pool: Path, tmp_path: Path, stop: signal.Signals, search: bool
 ) -> None:
-    words = [*RECYCLE, "tune", "--task", str(task), "--base-model", str(pico_folder), *ENDLESS]
+    asked = [str(pool / name) for name in POOL] + LONG_SEARCH if search else ENDLESS
+    words = [*RECYCLE, "tune", "--task", str(task), "--base-model", str(pico_folder), *asked]
     environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
     with subprocess.Popen(
         words,
@@ -77,7 +90,7 @@ def test_a_signal_ends_a_training_and_leaves_nothing_half_written(
         preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        assert "training a target LoRA" in process.stderr.readline()
+        assert process.stderr.readline().startswith(("training a target LoRA", "mixing 4 adapters"))
         time.sleep(0.5)
         process.send_signal(stop)
         try:

@@ -6,6 +6,7 @@ evaluation.
 
 import contextlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,14 +52,22 @@ class SearchPlan:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Nevergrad and scipy warn of settings that nevergrad itself chooses."""
+def _contained() -> Iterator[None]:
+    """Keeps nevergrad's doings within: the warnings, its own and scipy's, about settings that it
+    chooses itself, and the thread that waits for the next loss, which would keep an interrupted
+    process from ending."""
+    before = set(threading.enumerate())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(nevergrad|scipy)\.")
-        yield
+        try:
+            yield
+        finally:
+            for thread in set(threading.enumerate()) - before:
+                if hasattr(thread, "stop"):
+                    thread.stop()
 
 
-@_quiet_libraries()
+@_contained()
 def search(
     base: BaseModel,
     parameters: Sequence[tuple[nn.Parameter, Tensor]],
