@@ -49,7 +49,7 @@ class LoraShape:
         for key, rank in self.rank_pattern.items():
             words += ["--rank-pattern", f"{key}={rank}"]
         for key, alpha in self.alpha_pattern.items():
-            words += ["--alpha-pattern", f"{key}={alpha:g}"]
+            words += ["--alpha-pattern", f"{key}={alpha!r}"]
         return words
 
 
@@ -168,7 +168,8 @@ def _parameter_words(name: str, value: Value) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # All digits, so that the same comes out again.
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def check_request(request: TuneRequest, sources: Sequence[Source], target: Source | None) -> None:
