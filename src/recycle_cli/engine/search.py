@@ -25,6 +25,10 @@ from recycle_cli.progress import Progress
 
 SAVE_EVERY = 10
 """Evaluations between two savings."""
+# NGOpt chooses an algorithm by the number of coefficients and evaluations. Its other choices fit a
+# model to the losses, which nevergrad 1.0.12 cannot do with numpy 2.4, and which it ends by the
+# clock, so that no seed would repeat it.
+KEPT = ("Cobyla", "CMA")
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,12 @@ class SearchPlan:
         steps: evaluations of the training rows.
         bound: coefficients lie in [-bound, bound].
         batch_size: examples a pass; it changes the speed alone.
-        optimizer: what nevergrad calls the algorithm.
         seed: of the search.
     """
 
     steps: int
     bound: float
     batch_size: int = 32
-    optimizer: str = "NGOpt"
     seed: int = 0
 
     @property
@@ -109,8 +111,8 @@ def search(
     losses, known = _kept(store)
     lowest = math.inf
 
-    def validate(step: int) -> None:
-        keeper.consider(step, known.get(step) or mean_loss(base, valid_rows))
+    def validate(step: int, known_loss: float | None = None) -> None:
+        keeper.consider(step, mean_loss(base, valid_rows) if known_loss is None else known_loss)
 
     def evaluate() -> float:
         loss = mean_loss(base, rows, reuse.begin) if reuse else mean_loss(base, rows)
@@ -118,7 +120,7 @@ def search(
             reuse.pause()
         return finite(loss, "training") + _number(penalty())
 
-    validate(0)
+    validate(0, known.get(0))
     for step in range(1, plan.steps + 1):
         candidate = optimizer.ask()
         space.set(candidate.value)
@@ -129,7 +131,7 @@ def search(
         optimizer.tell(candidate, loss)
         if loss < lowest:
             lowest = loss
-            validate(step)
+            validate(step, known.get(step))
         if store and not again and step % SAVE_EVERY == 0:
             store.save(_snapshot(losses, keeper))
         progress.advance(f"loss {loss:.3f}, best valid {keeper.best_loss:.3f}")
@@ -166,7 +168,9 @@ def _optimizer(plan: SearchPlan, start: Any) -> Any:
     space = nevergrad.p.Array(init=start.clip(-plan.bound, plan.bound))
     space.set_bounds(-plan.bound, plan.bound)
     space.random_state.seed(plan.seed)
-    return nevergrad.optimizers.registry[plan.optimizer](space, budget=max(1, plan.steps))
+    algorithms, budget = nevergrad.optimizers.registry, max(1, plan.steps)
+    optimizer = algorithms["NGOpt"](space, budget=budget)
+    return optimizer if optimizer.optim.name in KEPT else algorithms["Cobyla"](space, budget=budget)
 
 
 def _kept(store: Store | None) -> tuple[list[float], dict[int, float]]:
