@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support.low_rank import random_piece
+from support.low_rank import dense, random_piece
 from torch import Tensor
 
-from recycle_cli.lora.random_twin import random_twin
-from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+from recycle_cli.lora.random_twin import Kept, random_twin
+from recycle_cli.lora.update import Lazy, LowRankUpdate, ModelUpdate
 
 WIDTH = 512
 UPDATE: ModelUpdate = {
@@ -98,3 +98,61 @@ def test_one_number_has_its_size_for_a_spread() -> None:
 def test_a_factor_of_zeros_stays_zero() -> None:
     piece = LowRankUpdate(UPDATE["m.a"].A, torch.zeros(4, 16), 1.0)
     assert not random_twin({"m": piece}, "one", seed=0)["m"].dense().any()
+
+
+def with_norms() -> ModelUpdate:
+    """Updates whose factors are related to each other, so that noise of their spread has another
+    norm; of several ranks, sizes and scales, one of them zero."""
+    small, wide = random_piece(5, 4, (40, 24), scale=0.3), random_piece(6, 1, (7, 90), scale=-8.0)
+    square = torch.randn(4, 30, generator=torch.Generator().manual_seed(7))
+    return {
+        "m.related": LowRankUpdate(square, square.T.contiguous(), 1e-3),
+        "m.small": small,
+        "m.wide": wide,
+        "m.zero": LowRankUpdate(small.A, torch.zeros_like(small.B), 2.0),
+    }
+
+
+def test_the_norm_can_be_kept_too() -> None:
+    update = with_norms()
+    twin = random_twin(update, "one", seed=0, keep="norm")
+    ranks = {m: (p.A.shape, p.B.shape, p.scale) for m, p in twin.items()}
+    assert ranks == {m: (p.A.shape, p.B.shape, p.scale) for m, p in update.items()}
+    for module, piece in update.items():
+        norm = float(np.linalg.norm(dense(piece)))
+        assert float(np.linalg.norm(dense(twin[module]))) == pytest.approx(norm, rel=1e-5)
+    spread = random_twin(update, "one", seed=0)
+    of_spread = float(np.linalg.norm(dense(spread["m.related"])))
+    assert of_spread < 0.9 * float(np.linalg.norm(dense(update["m.related"])))
+
+
+def test_keeping_the_norm_changes_the_size_of_the_noise_alone() -> None:
+    update = with_norms()
+    spread, norm = (random_twin(update, "one", seed=0, keep=keep) for keep in ("spread", "norm"))
+    for module in ("m.related", "m.small", "m.wide"):
+        assert torch.equal(norm[module].A, spread[module].A)
+        ratios = norm[module].B / spread[module].B
+        torch.testing.assert_close(ratios, torch.full_like(ratios, float(ratios.mean())))
+        assert float(ratios.mean()) > 0
+
+
+@pytest.mark.parametrize("keep", ["spread", "norm"])
+def test_modules_are_drawn_when_they_are_asked_for_and_the_same_each_time(keep: Kept) -> None:
+    update, asked = with_norms(), []
+
+    def make(module: str) -> LowRankUpdate:
+        asked.append(module)
+        return update[module]
+
+    twin = random_twin(Lazy(update.keys(), make), "one", seed=0, keep=keep)
+    assert (list(twin), len(twin), "m.small" in twin) == (list(update), len(update), True)
+    assert asked == []
+    first = twin["m.small"]
+    assert asked == ["m.small"]
+    # In another order, after other draws, and from the whole update at once.
+    torch.manual_seed(8)
+    assert equal({m: twin[m] for m in reversed(list(twin))}, dict(twin.items()))
+    assert equal({"m.small": twin["m.small"]}, {"m.small": first})
+    assert equal(dict(random_twin(update, "one", seed=0, keep=keep)), dict(twin.items()))
+    with pytest.raises(KeyError):
+        twin["m.other"]
