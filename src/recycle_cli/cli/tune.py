@@ -237,6 +237,10 @@ def tune(
     mixes = bool(sources or targets or train_target)
     method = method or ("recycle" if mixes else "lora")
     trains_lora = not find_tuning_method(method).mixes
+    if trains_lora and target_rank is not None:
+        raise InputError(
+            "--target-rank is about the target LoRA that --train-target trains", "use --rank"
+        )
     request = TuneRequest(
         task=load_task(inputs.task_source(task)),
         base_model=inputs.base_model(base_model),

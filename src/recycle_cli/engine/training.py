@@ -67,7 +67,7 @@ class TrainingPlan:
     @property
     def rows_a_pass(self) -> int:
         """Examples in one forward and backward pass."""
-        return self.micro_batch or self.batch_size
+        return min(self.micro_batch or self.batch_size, self.batch_size)
 
 
 @dataclass(frozen=True)

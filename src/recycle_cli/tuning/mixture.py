@@ -172,7 +172,10 @@ class Mixture(Tuned):
 
     def shares(self) -> list[Share]:
         """See `Tuned`."""
-        return [Share(float(c.mean()), float(c.abs().max())) for c in self.activated().T]
+        there = [torch.bincount(o, minlength=self.adapters) > 0 for o in self.owners.values()]
+        pairs = zip(self.activated().T, torch.stack(there).T, strict=True)
+        own = [numbers[modules] for numbers, modules in pairs]
+        return [Share(float(numbers.mean()), float(numbers.abs().max())) for numbers in own]
 
     def penalty(self) -> Tensor | None:
         """l1 times the mean of |c| over the coefficients in use."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recycle_cli import __version__
 from recycle_cli.errors import InputError
 from recycle_cli.evaluation.tasks import training_split
 from recycle_cli.parameters import Value
@@ -320,10 +321,10 @@ def _start_from(job: Job, tuned: "Tuned") -> None:
             f"--init-from {job.request.init_from} has no readable {STATE_FILE}: {error}",
             "name a folder that recycle tune wrote from adapters",
         ) from error
-    for key, word in (("method", "method"), ("adapters", "adapters, in their order,")):
+    for key, words in (("method", "another method"), ("adapters", "other adapters or their order")):
         if origin.get(key) != _origin(job)[key]:
             raise InputError(
-                f"the {word} of {path} are other ones: {origin.get(key)}",
+                f"{path} is about {words}: {origin.get(key)}",
                 "use the same method and adapters as there",
             )
     tuned.load(state)
@@ -409,6 +410,8 @@ def _store(job: Job, settings: Mapping[str, Any]) -> "Store":
         "base_model": request.base_model,
         "task": request.task.sha256,
         "adapters": [source.ref.sha256 for source in job.mixed],
+        "target": job.target.ref.sha256 if job.target else None,
+        "version": __version__,
     }
     return Store(job.state / request.method, run)
 

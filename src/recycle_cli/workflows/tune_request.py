@@ -9,7 +9,7 @@ from typing import Any, Literal
 from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.parameters import Value
-from recycle_cli.tuning.catalog import Pace, TuningMethod, find_tuning_method
+from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
 from recycle_cli.tuning.choices import SCHEDULES
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.workflows.adapters import Source
@@ -190,7 +190,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     check_save_dtype(request.save_dtype)
     parse_rank_policy(request.export_rank)
     _check_pace(request.pace)
-    _check_pace(request.target_pace)
+    _check_pace(request.target_pace, "--target-")
     _check_target(request, target)
     has_target = target is not None or request.train_target
     method.settings(request.parameters, has_target)
@@ -199,7 +199,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     _check_unfinished(request)
 
 
-def _check_pace(pace: Mapping[str, Any]) -> None:
+def _check_pace(pace: Mapping[str, Any], prefix: str = "--") -> None:
     schedule = pace.get("schedule", "cosine")
     if schedule not in SCHEDULES:
         raise unknown_name("--schedule", schedule, SCHEDULES)
@@ -212,7 +212,8 @@ def _check_pace(pace: Mapping[str, Any]) -> None:
         value = pace.get(name)
         if value is not None and not (low < value <= high and value < math.inf):
             above = "above 0" if low == 0 else "from 0" + (" to 1" if high == 1 else "")
-            raise InputError(f"--{name.replace('_', '-')} is {value:g}", f"use a number {above}")
+            option = prefix + name.replace("_", "-")
+            raise InputError(f"{option} is {value:g}", f"use a number {above}")
 
 
 def _check_target(request: TuneRequest, target: Source | None) -> None:
@@ -240,7 +241,8 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
             "leave it out; the card lists every source's licence",
         )
     if method.mixes and not request.train_target and request.lora != LoraShape():
-        given = [name for name, value in vars(request.lora).items() if value]
+        usual = vars(LoraShape())
+        given = [name for name, value in vars(request.lora).items() if value != usual[name]]
         raise InputError(
             f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
             "leave out the options that shape a LoRA, or train one: --method lora, --train-target",
@@ -256,7 +258,7 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
     }.items():
         if unused:
             raise InputError(f"{option} has no effect with --method {method.name}", "leave it out")
-    unfit = sorted(set(request.pace) & _searchless(request, method))
+    unfit = sorted(_searchless(request, method))
     if unfit:
         raise InputError(
             f"--{unfit[0].replace('_', '-')} has no effect with --optimizer ngopt, which follows "
@@ -266,11 +268,15 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
 
 
 def _searchless(request: TuneRequest, method: TuningMethod) -> set[str]:
-    """What shapes a training by gradients alone; nothing where there is one."""
+    """What was given that shapes a training by gradients alone, where there is none."""
     settings = {**method.defaults, **request.parameters}
-    searches = settings.get("optimizer") == "ngopt"
-    kept = {"steps", "batch_size"}
-    return {name for name in vars(Pace()) if name not in kept} if searches else set()
+    if settings.get("optimizer") != NGOPT:
+        return set()
+    given = set(request.pace) - {"steps", "batch_size"}
+    if not request.train_target:
+        given |= {"gradient_checkpointing"} if request.checkpointing else set()
+        given |= {"micro_batch"} if request.micro_batch else set()
+    return given
 
 
 def _check_adapters(
