@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from recycle_cli.engine.forward import answer_loss, collate
 from recycle_cli.engine.products import (
     FORMS,
     Form,
+    Reuse,
     attached,
     choose_form,
     choose_forms,
@@ -554,3 +556,32 @@ def trained_forward(
         half = torch.full((len(beside[path].owner),), 0.5, dtype=torch.float64)
         whole = frozen_product(beside[path], lambda: half, "side by side")
     return trained_product(piece.A, piece.B, lambda: z[path], whole)
+
+
+def test_what_is_reused_depends_on_no_coefficient_whatever_the_forms(pico_base: BaseModel) -> None:
+    """With the first module multiplied out, the next one's input is another each time."""
+    components = concatenate(mixed_updates(pico_base))
+    first, *rest = sorted(components, key=lambda path: path != Q0)
+    reuse, value = Reuse(), [1.0]
+
+    def filled(count: int) -> torch.Tensor:
+        return torch.full((count,), value[0])
+
+    forwards = {
+        path: frozen_product(
+            piece,
+            functools.partial(filled, len(piece.owner)),
+            "dense" if path == first else "side by side",
+            reuse,
+        )
+        for path, piece in components.items()
+    }
+    tokens = list(range(3, 20))
+    with torch.no_grad(), replaced(pico_base, forwards, shapes_of(components)):
+        for value[0] in (1.0, -1.0, 0.5):
+            expected = plain.logits(pico_base.model, tokens)
+            reuse.begin("rows")
+            found = plain.logits(pico_base.model, tokens)
+            reuse.pause()
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert rest

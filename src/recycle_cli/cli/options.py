@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from recycle_cli.workflows.adapters import Source
 
 STDIN = "-"
+MAX_SEED = 2**32 - 1
+"""What every library takes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ BaseModelOption = Annotated[
         help="smollm2, a Hub id or a local folder. Default: that of the piped input, else smollm2.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything drawn.")
+]
 RowsOption = Annotated[
     int | None,
     typer.Option("--rows", min=1, help="Use only this many of the task's training rows."),

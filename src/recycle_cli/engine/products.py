@@ -130,12 +130,16 @@ class Reuse:
         self.pause()
         self._kept.clear()
 
-    def inner(self, x: Tensor, a: Tensor) -> Tensor:
-        """X A^T, (T, r)."""
+    def see(self, x: Tensor) -> None:
+        """An adapted module reads x (T, in); what a pass's first reads does not depend on z."""
         if self._first is None:
             self._first = x
+
+    def inner(self, x: Tensor, a: Tensor) -> Tensor:
+        """X A^T, (T, r), of an input that was seen."""
+        first = self._first
         # The same memory, which cannot be another tensor's as long as the first one is held.
-        if x.data_ptr() != self._first.data_ptr() or x.shape != self._first.shape:
+        if first is None or x.data_ptr() != first.data_ptr() or x.shape != first.shape:
             return x @ a.T
         key = self._pass, a.data_ptr()
         if key not in self._kept:
@@ -151,6 +155,9 @@ def frozen_product(
 
     def forward(module: nn.Linear, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
+        if reuse is not None and reuse.active:
+            # Modules of both forms say what they read: whichever comes first decides.
+            reuse.see(flat)
         if reuse is not None and reuse.active and form != "dense":
             y = functional.linear(flat, module.weight, module.bias)
             y.addmm_(reuse.inner(flat, piece.A), _scaled(piece.B, gate()).T)

@@ -1,5 +1,6 @@
 """What the user of a tuned adapter should know: its warnings and its card."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
         figure="share of the tokens" if method.routed else "mean coefficient",
         routed=method.routed,
         facts=_facts(document),
-        command=" ".join(document.command),
+        command=shlex.join(document.command),
         warnings=document.warnings,
         licenses=[request.license] if request.license else card_licenses(licenses),
     )
