@@ -54,9 +54,14 @@ BAD: list[tuple[str, str, Value, str]] = [
 
 @pytest.mark.parametrize(("method", "name", "value", "allowed"), BAD)
 def test_values_out_of_range(method: str, name: str, value: Value, allowed: str) -> None:
-    error = refusal(method, **{name: value})
-    assert error.message == f"{PARAMETERS[name].option} is {value!r}"
-    assert error.hint == f"use {allowed}"
+    error, option = refusal(method, **{name: value}), PARAMETERS[name].option
+    if not PARAMETERS[name].choices:
+        assert error.message == f"{option} is {value!r}"
+        assert error.hint == f"use {allowed}"
+        return
+    assert error.message == f"unknown {option} {value!r}"
+    for choice in allowed.removeprefix("one of ").split(", "):
+        assert choice in error.hint
 
 
 @pytest.mark.parametrize(
