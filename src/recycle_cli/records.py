@@ -61,7 +61,7 @@ class AdapterRef(Part):
     """An adapter by identity.
 
     `revision` is the Hub commit, null for a folder; `sha256` is that of the weights file; `path`
-    is the folder that PEFT can load.
+    is the folder that holds it, one that PEFT can load unless the adapter routes.
     """
 
     id: str
@@ -296,7 +296,8 @@ class TuneTask(TaskRef):
 
 class MixedAdapter(AdapterRef):
     """A source of a mixture. `coefficient_mean` and `coefficient_max_abs` sum up its
-    coefficients after the activation function, over all modules."""
+    coefficients after the activation function, over the modules that it has; where the result
+    routes token by token, its shares of the tokens of some training rows."""
 
     role: Literal["pool", "target"]
     license: str | None = None
@@ -312,7 +313,8 @@ class BestStep(Part):
 
 
 class TuneDocument(Document, Run):
-    """A tuned adapter: a target LoRA (`adapters` is empty) or a mixture folded into one LoRA.
+    """A tuned adapter: a target LoRA (`adapters` is empty), a mixture folded into one LoRA, or a
+    routed adapter, which is no LoRA; then `rank` is the largest sum of ranks in a module.
 
     `history` holds [step, validation loss] pairs; `figures` are the method's own; `energy_kept` is
     the share of the squared norm that a limit on the export's rank kept, in [0, 1];

@@ -64,10 +64,10 @@ def select(
         score_on=score_on,  # type: ignore[arg-type]  # checked above
         named=named,
     )
-    check_request(request)
     pool = (
         inputs.sources(session.settings) if named else pool_of(request.base_model, session.settings)
     )
+    check_request(request, pool)
     base = load_base(request.base_model, session) if needs_task else None
     with output.progress() as progress:
         document = run(request, pool, base, progress)

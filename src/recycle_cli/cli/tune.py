@@ -222,6 +222,7 @@ def tune(
     from recycle_cli.workflows.adapters import resolve_names
     from recycle_cli.workflows.tune import tune as run
     from recycle_cli.workflows.tune_budget import budgets
+    from recycle_cli.workflows.tune_card import FIGURES
     from recycle_cli.workflows.tune_request import REINITS, LoraShape, TuneRequest, check_request
 
     session: Session = context.obj
@@ -303,7 +304,7 @@ def tune(
     if document.adapters:
         output.table(
             "What it mixes",
-            ["adapter", "role", "mean coefficient", "largest"],
+            ["adapter", "role", FIGURES[find_tuning_method(method).routed], "largest"],
             [(a.id, a.role, a.coefficient_mean, a.coefficient_max_abs) for a in document.adapters],
         )
     for warning in document.warnings:

@@ -27,12 +27,13 @@ def route(x: Tensor, prototypes: Tensor, top_k: int, temperature: float) -> Tens
     Returns:
         (..., adapters), which sums to 1.
     """
-    scores = functional.linear(x.float(), prototypes).abs() / temperature
+    scores = functional.linear(x.float(), prototypes).abs()
     if 0 < top_k < len(prototypes):
         kept = scores.topk(top_k, dim=-1).indices
         mask = torch.full_like(scores, -torch.inf).scatter(-1, kept, 0.0)
         scores = scores + mask
-    return scores.softmax(-1)
+    # Softmax would take the largest off too, but after a low temperature has made it infinite.
+    return ((scores - scores.amax(-1, keepdim=True).detach()) / temperature).softmax(-1)
 
 
 def routed_product(
@@ -45,13 +46,13 @@ def routed_product(
         module: on the model's device.
         top_k: as in `route`.
         temperature: as in `route`.
-        hear: is given the shares (tokens, adapters) of every pass without gradients.
+        hear: is given the shares (tokens, adapters) of every pass.
     """
 
     def forward(linear: nn.Linear, x: Tensor) -> Tensor:
         output = functional.linear(x, linear.weight, linear.bias)
         shares = route(x, module.prototypes, top_k, temperature)
-        if hear is not None and not torch.is_grad_enabled():
+        if hear is not None:
             hear(shares.flatten(0, -2))
         inner = functional.linear(x.to(module.A.dtype), module.A)
         inner = inner * shares[..., module.owner].to(inner.dtype)
@@ -64,6 +65,9 @@ def routed_product(
 def put_on(base: BaseModel, adapter: ModelUpdate | RoutedAdapter | None) -> Iterator[None]:
     """The base model with an adapter of either kind on it, as long as the context lasts.
 
+    A routed adapter is computed in the dtype of the model, as it is when it is made. No other tool
+    has to agree, and a rounding that differs could send a token elsewhere.
+
     Raises:
         AdapterProblem: it does not fit the base model.
     """
@@ -71,14 +75,11 @@ def put_on(base: BaseModel, adapter: ModelUpdate | RoutedAdapter | None) -> Iter
         with with_adapter(base, adapter):
             yield
         return
-    device = base.compute.device
     forwards = {
         path: routed_product(
-            RoutedModule(*(t.to(device) for t in (m.A, m.B, m.owner, m.prototypes))),
-            adapter.top_k,
-            adapter.temperature,
+            module.to(base.compute.device, base.dtype), adapter.top_k, adapter.temperature
         )
-        for path, m in adapter.modules.items()
+        for path, module in adapter.modules.items()
     }
     with replaced(base, forwards, {path: m.shape for path, m in adapter.modules.items()}):
         yield

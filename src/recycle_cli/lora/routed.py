@@ -5,15 +5,16 @@ over the adapters that have the module, or over the `top_k` largest of them (Arr
 2405.11157). Since p depends on the token, no LoRA equals it; it has a format of its own, a folder
 with these files:
 
-- `routed_config.json`: `format` 1, `base_model`, `top_k`, `temperature`, `adapters`;
+- `routed_config.json`: `format` 1, `base_model`, `top_k`, `temperature`, and `adapters`, a list of
+  {`id`, `revision`, `sha256`};
 - `routed_adapter.safetensors`: for each module path `PATH.lora_A` (components, in), `PATH.lora_B`
-  (out, components) with the adapters' scales in it, `PATH.owner` (components,), the row of
-  `PATH.prototypes` (adapters that have the module, in) that a component belongs to.
+  (out, components) with the adapters' scales in it, `PATH.prototypes` (n, in) of the n adapters
+  that have the module, `PATH.present` (n,), where each of them stands in `adapters`, and
+  `PATH.owner` (components,), the row of the prototypes that a component belongs to.
 """
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from torch import Tensor
 
 from recycle_cli.errors import InputError
 from recycle_cli.lora.folder import save_tensors
+from recycle_cli.records import AdapterRef
 
 ROUTED_CONFIG_FILE = "routed_config.json"
 ROUTED_WEIGHTS_FILE = "routed_adapter.safetensors"
 FORMAT = 1
-PARTS = ("lora_A", "lora_B", "owner", "prototypes")
+PARTS = ("lora_A", "lora_B", "owner", "present", "prototypes")
+FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,30 @@ class RoutedModule:
         A: (components, in), stacked.
         B: (out, components), side by side, with the adapters' scales in it.
         owner: (components,) int64, the row of the prototypes that a component belongs to.
-        prototypes: (adapters, in) float32, of those that have the module.
+        present: (n,) int64, rising: which adapters have the module.
+        prototypes: (n, in) float32, theirs.
     """
 
     A: Tensor
     B: Tensor
     owner: Tensor
+    present: Tensor
     prototypes: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the module."""
         return self.B.shape[0], self.A.shape[1]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "RoutedModule":
+        """The same on another device, with factors of another dtype."""
+        return RoutedModule(
+            self.A.to(device, dtype),
+            self.B.to(device, dtype),
+            self.owner.to(device),
+            self.present.to(device),
+            self.prototypes.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ def write_routed(
     folder: Path,
     adapter: RoutedAdapter,
     base_model: str,
-    names: list[str],
+    adapters: Sequence[AdapterRef],
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a routed adapter.
@@ -86,7 +101,7 @@ def write_routed(
         folder: an existing, empty folder.
         adapter: what to write.
         base_model: the name of its base model.
-        names: the sha256s of the adapters in it.
+        adapters: those that it routes between, in their order.
         dtype: of the factors on disk.
 
     Raises:
@@ -97,7 +112,7 @@ def write_routed(
         "base_model": base_model,
         "top_k": adapter.top_k,
         "temperature": adapter.temperature,
-        "adapters": names,
+        "adapters": [ref.model_dump(include={"id", "revision", "sha256"}) for ref in adapters],
     }
     text = json.dumps(config, indent=2) + "\n"
     (folder / ROUTED_CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -106,6 +121,7 @@ def write_routed(
         tensors[f"{path}.lora_A"] = module.A.to("cpu", dtype).contiguous()
         tensors[f"{path}.lora_B"] = module.B.to("cpu", dtype).contiguous()
         tensors[f"{path}.owner"] = module.owner.cpu().contiguous()
+        tensors[f"{path}.present"] = module.present.cpu().contiguous()
         tensors[f"{path}.prototypes"] = module.prototypes.float().cpu().contiguous()
     save_tensors(tensors, folder / ROUTED_WEIGHTS_FILE, {"format": "pt"})
 
@@ -123,10 +139,10 @@ def read_routed(folder: Path) -> tuple[RoutedAdapter, str]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}", "write it again") from error
-    modules = {path.rpartition(".")[0] for path in tensors}
-    if not modules:
+    if not tensors:
         raise InputError(f"{path} holds no tensors", "write it again")
-    found = {module: _module(path, module, tensors) for module in sorted(modules)}
+    adapters = len(config["adapters"])
+    found = {m: _module(path, m, tensors, adapters) for m in _module_paths(path, tensors)}
     return RoutedAdapter(found, config["top_k"], config["temperature"]), config["base_model"]
 
 
@@ -141,46 +157,89 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} has format {seen!r}; this version reads format {FORMAT}",
             "use the version of recycle that wrote it",
         )
-    top_k, temperature = config.get("top_k"), config.get("temperature")
-    good = (
-        isinstance(top_k, int)
-        and not isinstance(top_k, bool)
-        and top_k >= 0
-        and isinstance(temperature, int | float)
-        and 0 < temperature < math.inf
-        and isinstance(config.get("base_model"), str)
-    )
-    if not good:
-        raise InputError(
-            f"{path} has top_k {top_k!r}, temperature {temperature!r} and base model "
-            f"{config.get('base_model')!r}",
-            "top_k is a whole number from 0, the temperature a number above 0",
-        )
+    for key, (holds, words) in FIELDS.items():
+        if not holds(config.get(key)):
+            raise InputError(f"{path}: {key} is {config.get(key)!r:.60}", f"it has to be {words}")
     return config
 
 
-def _module(path: Path, module: str, tensors: Mapping[str, Tensor]) -> RoutedModule:
-    """One module's tensors, checked against each other."""
-    parts = [tensors.get(f"{module}.{part}") for part in PARTS]
-    if any(part is None for part in parts):
-        raise InputError(f"{path} lacks tensors of {module}", "write it again")
-    a, b, owner, prototypes = (part for part in parts if part is not None)
-    count = len(prototypes)
-    fits = (
-        [t.dim() for t in (a, b, owner, prototypes)] == [2, 2, 1, 2]
-        and a.shape[0] == b.shape[1] == owner.shape[0] > 0
-        and a.shape[1] == prototypes.shape[1]
-        and owner.dtype == torch.int64
-        and int(owner.min()) >= 0
-        and int(owner.max()) < count
+def _is_number(value: object, *kinds: type) -> bool:
+    """Whether it is a number of these kinds, which truth values are not here."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _is_adapters(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(one, dict) for one in value)
+        and all(isinstance(one.get(key), str) for one in value for key in ("id", "sha256"))
     )
-    if not fits:
-        shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, owner, prototypes))
+
+
+FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "base_model": (lambda value: isinstance(value, str), "the name of a base model"),
+    "top_k": (lambda value: _is_number(value, int) and value >= 0, "a whole number from 0"),
+    "temperature": (
+        # What float32 holds as no less than it is.
+        lambda value: _is_number(value, int, float) and FLOAT32.tiny <= value <= FLOAT32.max,
+        f"a number from {FLOAT32.tiny:.2g} to {FLOAT32.max:.2g}",
+    ),
+    "adapters": (_is_adapters, "a list of adapters, each with its id and sha256"),
+}
+
+
+def _module_paths(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The modules that the tensors are of, in order."""
+    found = set()
+    for key in tensors:
+        module, _, part = key.rpartition(".")
+        if not module or part not in PARTS:
+            raise InputError(
+                f"{path} holds {key[:200]!r}, which is no tensor of a routed adapter",
+                "write it again",
+            )
+        found.add(module)
+    return sorted(found)
+
+
+def _module(path: Path, module: str, tensors: Mapping[str, Tensor], adapters: int) -> RoutedModule:
+    """One module's tensors, checked against each other and the number of adapters."""
+    own = {part: tensors[f"{module}.{part}"] for part in PARTS if f"{module}.{part}" in tensors}
+    if len(own) != len(PARTS):
+        missing = ", ".join(part for part in PARTS if part not in own)
+        raise InputError(f"{path} lacks {missing} of {module}", "write it again")
+    a, b, owner, present, prototypes = (own[part] for part in PARTS)
+    if not _fit(a, b, owner, present, prototypes, adapters):
+        told = ", ".join(f"{part} {tuple(t.shape)} {t.dtype}" for part, t in own.items())
         raise InputError(
-            f"{path} has tensors of {module} that do not fit each other: {shapes}",
-            "write it again",
+            f"{path} has tensors of {module} that do not fit each other: {told}", "write it again"
         )
     a, b, prototypes = a.float(), b.float(), prototypes.float()
     if not all(bool(tensor.isfinite().all()) for tensor in (a, b, prototypes)):
         raise InputError(f"{path}: {module} holds NaN or infinity", "leave this adapter out")
-    return RoutedModule(a, b, owner, prototypes)
+    return RoutedModule(a, b, owner, present, prototypes)
+
+
+def _fit(
+    a: Tensor, b: Tensor, owner: Tensor, present: Tensor, prototypes: Tensor, adapters: int
+) -> bool:
+    """Whether they are the tensors of one module: every component is of one of the prototypes,
+    every prototype has components, and is of one of the adapters."""
+    tensors, kinds = (a, b, owner, present, prototypes), (True, True, False, False, True)
+    if [t.dim() for t in tensors] != [2, 2, 1, 1, 2]:
+        return False
+    if not all(
+        t.is_floating_point() if floats else t.dtype == torch.int64
+        for t, floats in zip(tensors, kinds, strict=True)
+    ):
+        return False
+    count = len(present)
+    return (
+        a.shape[0] == b.shape[1] == len(owner) > 0
+        and tuple(prototypes.shape) == (count, a.shape[1])
+        and owner.unique().tolist() == list(range(count))
+        and present.unique().tolist() == present.tolist()
+        and int(present[0]) >= 0
+        and int(present[-1]) < adapters
+    )

@@ -6,19 +6,24 @@ value: the input direction that its update stretches most. A token x is routed b
 the prototypes may be trained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from recycle_cli.engine.adapted import Forward, concatenate
+from recycle_cli.engine.adapted import Forward, concatenate, replaced
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.routing import routed_product
+from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.routing import Heard, routed_product
 from recycle_cli.lora.decomposition import leading_triplets
 from recycle_cli.lora.routed import RoutedAdapter, RoutedModule
 from recycle_cli.lora.update import LowRankUpdate
 from recycle_cli.tuning.mixture import parameter_name
 from recycle_cli.tuning.tuned import Ingredients, Share, Tuned
+
+# How many of the training rows tell which adapters the tokens go to.
+HEARD_ROWS = 8
 
 
 class Router(Tuned):
@@ -26,6 +31,7 @@ class Router(Tuned):
 
     Attributes:
         prototypes: (adapters that have the module, in) float32, by module.
+        modules_of: the adapters and their prototypes, by module path.
     """
 
     def __init__(self, ingredients: Ingredients, *, top_k: int, temperature: float) -> None:
@@ -34,69 +40,78 @@ class Router(Tuned):
         self.top_k, self.temperature = top_k, temperature
         self.adapters = len(given.updates)
         self.prototypes = nn.ParameterDict()
-        self._modules_of: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._present: dict[str, Tensor] = {}
-        for path, piece in concatenate(given.updates).items():
+        self.modules_of: dict[str, RoutedModule] = {}
+        self._rows: tuple[BaseModel, Sequence[Example]] | None = None
+        for path, piece in concatenate(given.updates, given.dtype).items():
             present, owner = piece.owner.unique(return_inverse=True)
-            vectors = [
-                _prototype(piece.A[owner == at], piece.B[:, owner == at])
-                for at in range(len(present))
-            ]
-            self.prototypes[parameter_name(path)] = nn.Parameter(
-                torch.stack(vectors).to(given.device)
-            )
-            factors = (piece.A.to(given.device, given.dtype), piece.B.to(given.device, given.dtype))
-            self._modules_of[path] = (*factors, owner.to(given.device))
-            self._present[path] = present
-        self._heard: dict[str, tuple[Tensor, int]] = {}
+            vectors = torch.stack([prototype(given.updates[int(at)][path]) for at in present])
+            vectors = nn.Parameter(vectors.to(given.device))
+            self.prototypes[parameter_name(path)] = vectors
+            module = RoutedModule(piece.A, piece.B, owner, present, vectors)
+            there = module.to(given.device, given.dtype)
+            # The parameter itself, which is trained.
+            self.modules_of[path] = replace(there, prototypes=vectors)
+
+    def prepare(self, base: BaseModel, examples: Sequence[Example]) -> None:
+        """Keeps the rows that `shares` is about."""
+        self._rows = base, examples[:HEARD_ROWS]
 
     def forwards(self, base: BaseModel, tokens: float) -> Mapping[str, Forward]:
         """See `Tuned`."""
-        return {path: self._forward(path) for path in self._modules_of}
+        return {path: self._forward(path) for path in self.modules_of}
 
-    def _forward(self, path: str) -> Forward:
-        def hear(shares: Tensor) -> None:
-            total, tokens = self._heard.get(path, (torch.zeros(shares.shape[1]), 0))
-            self._heard[path] = total + shares.sum(0).cpu(), tokens + len(shares)
-
-        return routed_product(self._module(path), self.top_k, self.temperature, hear)
-
-    def _module(self, path: str) -> RoutedModule:
-        return RoutedModule(*self._modules_of[path], self.prototypes[parameter_name(path)])
+    def _forward(self, path: str, hear: Heard | None = None) -> Forward:
+        return routed_product(self.modules_of[path], self.top_k, self.temperature, hear)
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """See `Tuned`."""
-        return {path: self._module(path).shape for path in self._modules_of}
+        return {path: module.shape for path, module in self.modules_of.items()}
 
     def result(self) -> RoutedAdapter:
         """See `Tuned`."""
-        found = {}
-        for path in self._modules_of:
-            module = self._module(path)
-            found[path] = RoutedModule(module.A, module.B, module.owner, module.prototypes.detach())
+        found = {
+            path: replace(module, prototypes=module.prototypes.detach())
+            for path, module in self.modules_of.items()
+        }
         return RoutedAdapter(found, self.top_k, self.temperature)
 
-    def finish(self) -> dict[str, float]:
-        """Forgets the shares heard so far: those of the best prototypes count from here on."""
-        self._heard.clear()
-        return {}
-
     def shares(self) -> list[Share]:
-        """The share of each adapter in what tokens were routed to, in the passes without gradients
-        since training ended: its mean over modules, and the largest of a module."""
-        rows = torch.zeros(len(self._modules_of), self.adapters)
-        for row, path in zip(rows, self._modules_of, strict=True):
-            if path in self._heard:
-                total, tokens = self._heard[path]
-                row[self._present[path]] = total / tokens
-        return [Share(float(column.mean()), float(column.max())) for column in rows.T]
+        """How much each adapter gets of the tokens of the first rows given to `prepare`: the mean
+        of its share over the modules that it has, and its largest share of a module. Zeros where
+        none were given."""
+        own: list[list[float]] = [[] for _ in range(self.adapters)]
+        heard = self.heard(*self._rows) if self._rows else {}
+        for path, shares in heard.items():
+            for at, share in zip(self.modules_of[path].present.tolist(), shares, strict=True):
+                own[at].append(share)
+        return [Share(sum(o) / len(o), max(o)) if o else Share(0.0, 0.0) for o in own]
+
+    @torch.no_grad()
+    def heard(self, base: BaseModel, examples: Sequence[Example]) -> dict[str, list[float]]:
+        """The mean share over all tokens of some rows, of each adapter that has a module, by the
+        path of the module; in the head, over the tokens that an answer is read from.
+
+        Each row is run by itself: padding would be routed too, and a beginning that rows have in
+        common would count once.
+        """
+        parts: dict[str, list[Tensor]] = {path: [] for path in self.modules_of}
+        forwards = {path: self._forward(path, parts[path].append) for path in self.modules_of}
+        with replaced(base, forwards, self.shapes()):
+            for example in examples:
+                row = torch.tensor([[*example.prompt, *example.answer]])
+                passed = base.model.base_model(row.to(base.compute.device), use_cache=False)
+                base.head(passed.last_hidden_state[0, len(example.prompt) - 1 : -1])
+        every = {path: torch.cat(shares) for path, shares in parts.items() if shares}
+        return {path: shares.mean(0).tolist() for path, shares in every.items() if len(shares)}
 
     def held(self) -> list[Tensor]:
         """See `Tuned`."""
-        return [*super().held(), *(t for parts in self._modules_of.values() for t in parts)]
+        factors = (t for m in self.modules_of.values() for t in (m.A, m.B, m.owner))
+        return [*super().held(), *factors]
 
 
-def _prototype(a: Tensor, b: Tensor) -> Tensor:
-    """The right singular vector (in,) of the largest singular value of B A; zeros for no update."""
-    _, values, right, _ = leading_triplets(LowRankUpdate(a, b, 1.0), 1)
-    return right[0].float() if float(values[0]) > 0 else torch.zeros(a.shape[1])
+def prototype(update: LowRankUpdate) -> Tensor:
+    """The right singular vector (in,) of the largest singular value, in float32; zeros where the
+    update is zero."""
+    _, values, right, _ = leading_triplets(update, 1)
+    return right[0].float() if float(values[0]) > 0 else torch.zeros(update.shape[1])

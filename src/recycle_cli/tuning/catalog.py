@@ -261,7 +261,7 @@ _ROWS = (
         "arrow",
         "per token, the adapters whose main direction it points to",
         "Without steps it needs no training; --steps 400 trains the prototypes. The result is a "
-        "routed adapter: no LoRA equals it, PEFT cannot load it, and recycle eval does.",
+        "routed adapter: no LoRA equals it, PEFT cannot load it, and only recycle eval does.",
         "y = W x + sum_i p_i dW_i x, p = softmax of the top k |x . v_i| / temperature",
         "arXiv 2405.11157",
         target="arrow:Router",

@@ -78,18 +78,28 @@ class Source:
                 model.
         """
         from recycle_cli.lora.folder import open_adapter
-        from recycle_cli.lora.routed import is_routed
 
-        if is_routed(self._folder):
-            raise InputError(
-                f"adapter {self.ref.id!r} routes token by token, so it is no LoRA",
-                "score it with recycle eval; merge or tune the adapters that it routes between",
-            )
+        self.check_is_lora()
         with contextlib.ExitStack() as stack:
             with self._named():
                 file = stack.enter_context(open_adapter(self._folder))
             self._check_base(file.config.base_model, base_model)
             yield OpenSource(self, file)
+
+    def check_is_lora(self) -> None:
+        """Checks that it is one low-rank update, without reading it.
+
+        Raises:
+            InputError: it routes between several.
+        """
+        from recycle_cli.lora.routed import is_routed
+
+        if is_routed(self._folder):
+            raise InputError(
+                f"adapter {self.ref.id!r} routes token by token, so it is no LoRA",
+                "score it with recycle eval; merge, tune or select the adapters that it routes "
+                "between",
+            )
 
     def _check_base(self, stated: str | None, base_model: str) -> None:
         if stated and _is_model_name(stated) and not same_base_model(stated, base_model):
@@ -229,11 +239,12 @@ def _folder_source(name: str, path: Path) -> Source:
     from recycle_cli.lora.folder import WEIGHTS_FILE, weights_sha256
     from recycle_cli.lora.routed import ROUTED_WEIGHTS_FILE, is_routed
 
+    weights_file = ROUTED_WEIGHTS_FILE if is_routed(path) else WEIGHTS_FILE
     try:
-        sha256 = weights_sha256(path, ROUTED_WEIGHTS_FILE if is_routed(path) else WEIGHTS_FILE)
+        sha256 = weights_sha256(path, weights_file)
     except OSError as error:
         raise InputError(
-            f"{name} is no adapter folder: it has no readable {WEIGHTS_FILE}",
+            f"{name} is no adapter folder: it has no readable {weights_file}",
             "name a folder that recycle or PEFT wrote",
         ) from error
     ref = AdapterRef(id=path.absolute().name, sha256=sha256, path=str(path.absolute()))

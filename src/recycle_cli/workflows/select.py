@@ -96,13 +96,15 @@ def pool_of(base_model: str, settings: Settings) -> list[Source]:
     return pool
 
 
-def check_request(request: SelectRequest) -> None:
+def check_request(request: SelectRequest, pool: Sequence[Source]) -> None:
     """Checks, before anything is loaded, that the request makes sense.
 
     Raises:
-        InputError: the method is unknown, lacks a task or has no use for what is asked, or the
-            task has too few rows.
+        InputError: the method is unknown, lacks a task or has no use for what is asked, the task
+            has too few rows, or what was named is no LoRA.
     """
+    for source in pool:
+        source.check_is_lora()
     method = find_selection_method(request.method)
     if method.needs_task and request.task is None:
         raise InputError(f"--method {method.name} needs a task", "name one with --task")
@@ -129,12 +131,12 @@ def select(
         progress: told of every adapter scored.
 
     Raises:
-        InputError: the method is unknown, needs a task and got none, or the task has too few rows.
+        InputError: as `check_request`.
         RecycleError: none of the adapters could be ranked.
         ValueError: the method needs the base model and got none.
     """
     clock = Clock()
-    check_request(request)
+    check_request(request, pool)
     if not find_selection_method(request.method).needs_task:
         scores = [Score(s.ref.sha256, random_score(s.ref.sha256, request.seed)) for s in pool]
         outcome = _Outcome(scores, [], 0)

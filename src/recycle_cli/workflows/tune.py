@@ -226,13 +226,15 @@ def mixture_plan(
         RecycleError: the memory does not suffice.
     """
     from recycle_cli.engine.budget import Budget, free_memory
+    from recycle_cli.engine.search import SearchPlan
     from recycle_cli.tuning.tuned import budget_of
 
     limit = job.request.max_memory
-    if job.settings.get("optimizer") == NGOPT:
+    searches = job.settings.get("optimizer") == NGOPT
+    plan = _search_plan(job) if searches else training_plan(job)
+    if isinstance(plan, SearchPlan) or plan.steps == 0:  # so nothing is kept for gradients
         free = free_memory(base.compute.device) if limit is None else limit
-        return _search_plan(job), Budget(trained=0, fixed=0, a_row=0, free=free)
-    plan = training_plan(job)
+        return plan, Budget(trained=0, fixed=0, a_row=0, free=free)
     budget = budget_of(base, tuned, job.train, plan, limit)
     return budget.fitted(plan), budget
 
@@ -284,7 +286,7 @@ def _reinitialised(job: Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUpd
 
 def _export(job: Job, tuned: "Tuned") -> float:
     """Writes the adapter, and the state to start from again beside it; gives the share of the
-    squared norm that its rank limit kept."""
+    squared norm that its rank limit kept, all of it where it is no LoRA."""
     from recycle_cli.lora.folder import save_tensors, write_adapter
     from recycle_cli.lora.routed import RoutedAdapter, write_routed
     from recycle_cli.lora.truncation import parse_rank_policy, truncate
@@ -293,8 +295,8 @@ def _export(job: Job, tuned: "Tuned") -> float:
     save_tensors(tuned.state(), job.folder / STATE_FILE, _origin(job))
     result = tuned.result()
     if isinstance(result, RoutedAdapter):
-        names = [source.ref.sha256 for source in job.mixed]
-        write_routed(job.folder, result, request.base_model, names, dtype)
+        refs = [source.ref for source in job.mixed]
+        write_routed(job.folder, result, request.base_model, refs, dtype)
         return 1.0
     cut = truncate(result, parse_rank_policy(request.export_rank))
     write_adapter(job.folder, cut.update, request.base_model, dtype)
@@ -418,7 +420,8 @@ def _store(job: Job, settings: Mapping[str, Any]) -> "Store":
 
 @dataclass(frozen=True)
 class _Written:
-    """An adapter as it was written: the largest rank of its modules, the sha256 of its weights."""
+    """An adapter as it was written: the largest rank of its modules, which is the sum of the ranks
+    where it routes, and the sha256 of its weights."""
 
     adapter: "ModelUpdate | RoutedAdapter"
     rank: int

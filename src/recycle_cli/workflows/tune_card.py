@@ -15,6 +15,8 @@ from recycle_cli.workflows.tune_request import TuneRequest
 if TYPE_CHECKING:
     from recycle_cli.engine.training import Trained
 
+FIGURES = {False: "mean coefficient", True: "mean share of tokens"}
+"""What is told of each adapter, by whether the result routes."""
 CONTROLS = {
     "none": "",
     "experts": " Control: the pool's adapters were replaced by noise of the same spread.",
@@ -43,8 +45,8 @@ def tune_warnings(
         )
     if routed:
         warnings.append(
-            "The result chooses between adapters token by token: no LoRA equals it, and PEFT "
-            "cannot load it. recycle eval does."
+            "The result chooses between adapters token by token: it cannot be folded into a LoRA, "
+            "PEFT cannot load it, and only recycle eval does."
         )
     if energy_kept < LOW_ENERGY:
         warnings.append(f"The rank limit keeps {energy_kept:.1%} of the update's energy.")
@@ -60,16 +62,17 @@ def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
         if not (request.train_target and adapter.role == "target")
     ]
     what = method.summary[0].upper() + method.summary[1:]
+    trained = f"tuned on {task.train_rows} rows of {task.name}"
+    how = trained if document.settings["steps"] else "without training"
     return Card(
         title=Path(document.path).name,
-        summary=f"{what} ({method.paper}), tuned on {task.train_rows} rows of {task.name}."
-        + CONTROLS[request.reinit],
+        summary=f"{what} ({method.paper}), {how}." + CONTROLS[request.reinit],
         base_model=document.base_model,
         sources=[
             CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
             for a in document.adapters
         ],
-        figure="share of the tokens" if method.routed else "mean coefficient",
+        figure=FIGURES[method.routed],
         routed=method.routed,
         facts=_facts(document),
         command=shlex.join(document.command),

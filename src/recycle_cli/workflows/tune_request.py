@@ -176,8 +176,8 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     """Checks, before anything is loaded, that the request makes sense.
 
     Raises:
-        InputError: the method is unknown or does not fit the adapters or the options given, the
-            task has too few training rows, or `out` exists.
+        InputError: the method is unknown or does not fit the adapters or the options given, an
+            adapter is no LoRA, the task has too few training rows, or `out` exists.
     """
     from recycle_cli.lora.truncation import parse_rank_policy
 
@@ -258,25 +258,29 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
     }.items():
         if unused:
             raise InputError(f"{option} has no effect with --method {method.name}", "leave it out")
-    unfit = sorted(_searchless(request, method))
-    if unfit:
+    _check_use_of_pace(request, method)
+
+
+def _check_use_of_pace(request: TuneRequest, method: TuningMethod) -> None:
+    """Checks that there are steps, and gradients, where an option is about them."""
+    settings = {**method.defaults, **request.parameters}
+    given = set(request.pace) - {"steps"}
+    if not request.train_target:
+        given |= {"gradient_checkpointing"} if request.checkpointing else set()
+        given |= {"micro_batch"} if request.micro_batch else set()
+    option = f"--{min(given, default='').replace('_', '-')}"
+    if given and settings.get("optimizer") != NGOPT and request.pace_in_force().steps == 0:
+        raise InputError(
+            f"{option} has no effect without steps of training",
+            "say how many there shall be with --steps, or leave it out",
+        )
+    unfit = sorted(given - {"batch_size"})
+    if unfit and settings.get("optimizer") == NGOPT:
         raise InputError(
             f"--{unfit[0].replace('_', '-')} has no effect with --optimizer ngopt, which follows "
             "no gradients",
             "leave it out",
         )
-
-
-def _searchless(request: TuneRequest, method: TuningMethod) -> set[str]:
-    """What was given that shapes a training by gradients alone, where there is none."""
-    settings = {**method.defaults, **request.parameters}
-    if settings.get("optimizer") != NGOPT:
-        return set()
-    given = set(request.pace) - {"steps", "batch_size"}
-    if not request.train_target:
-        given |= {"gradient_checkpointing"} if request.checkpointing else set()
-        given |= {"micro_batch"} if request.micro_batch else set()
-    return given
 
 
 def _check_adapters(
@@ -298,6 +302,8 @@ def _check_adapters(
             f"--method {method.name} takes the target LoRA alone",
             "give it with --target, or train it: --train-target",
         )
+    for source in [*sources, *([target] if target else [])]:
+        source.check_is_lora()
     if method.mixes and not sources and not has_target:
         raise InputError(
             f"--method {method.name} needs adapters",
