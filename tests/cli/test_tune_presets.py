@@ -451,3 +451,42 @@ def test_what_has_an_effect_after_all_is_let_through(preset: Preset, pool: Path)
     passes = ("--micro-batch", 2, "--gradient-checkpointing", "--steps", 2)
     document = preset.recycle("tune", *words, *passes, *preset.common, "--out", "new", "--json")
     assert document.document["settings"]["optimizer"] == "ngopt"
+
+
+# --- sums of factors -----------------------------------------------------------------------------
+
+
+def test_sums_of_factors_follow_gradients_from_another_start(
+    preset: Preset, tmp_path: Path
+) -> None:
+    method = METHODS["lorahub-factors"]
+    words = ("--optimizer", "adamw", *FOLLOWED)
+    refused = preset.run(method, "mixed", *words, succeeds=False)
+    assert_refused(refused, 2, "from --init zero nothing would be learned", "--init equal")
+    assert not (tmp_path / "mixed").exists()
+    document = preset.run(method, "mixed", *words, "--init", "equal").document
+    assert document["best"]["step"] > 0
+    assert document["settings"]["init"] == "equal"
+    weights = [adapter["coefficient_mean"] for adapter in document["adapters"]]
+    assert all(weight != pytest.approx(3**-0.5, abs=1e-4) for weight in weights)
+
+
+@pytest.mark.parametrize("score", ["input", "grad"])
+@pytest.mark.parametrize("level", ["parameter", "module"])
+@pytest.mark.parametrize("restore", ["zero", "init"])
+def test_all_forms_of_pruning(preset: Preset, score: str, level: str, restore: str) -> None:
+    """Half of every tensor, or of all pairs of an adapter and a module, is zero in the end."""
+    words = ("--prune", 0.5, "--score", score, "--level", level, "--restore", restore)
+    document = preset.run(METHODS["merge-prune"], "mixed", *words, *FOLLOWED).document
+    assert document["best"]["step"] > 0
+    assert document["max_logit_deviation"] < 1e-5
+    kept = [adapter["coefficient_mean"] for adapter in document["adapters"]]
+    if restore == "init":
+        assert kept == [1, 1, 1]
+    elif level == "parameter":
+        assert kept == pytest.approx([0.5] * 3, abs=0.01)
+    else:
+        tensors = load_file(Path(document["path"]) / "mixture.safetensors")
+        for kind in ("lora_A", "lora_B"):
+            pairs = [one for name, of in tensors.items() if name.startswith(kind) for one in of]
+            assert sum(not one.any() for one in pairs) == len(pairs) // 2

@@ -6,10 +6,14 @@ from torch import Tensor
 
 from recycle_cli.engine.adapted import with_adapter
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.search import SearchPlan
+from recycle_cli.engine.training import TrainingPlan
 from recycle_cli.lora.update import ModelUpdate
+from recycle_cli.progress import Silent
 from recycle_cli.tuning.catalog import METHODS
 from recycle_cli.tuning.factor_sum import FactorSum, stack
-from recycle_cli.tuning.tuned import Ingredients
+from recycle_cli.tuning.tuned import Ingredients, fit
 
 CPU = torch.device("cpu")
 TOKENS = list(range(3, 43))
@@ -110,6 +114,36 @@ def test_a_gradient_is_that_of_the_dense_product(pico_base: BaseModel) -> None:
         deltas[path] = torch.einsum("k,kmr->mr", w, piece.B) @ torch.einsum("k,krn->rn", w, piece.A)
     logits(DenseModel(pico_base, deltas), TOKENS)[-1].logsumexp(0).backward()
     torch.testing.assert_close(summed.weights.grad, weights.grad, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def sampled(base: BaseModel, update: ModelUpdate, seed: int, rows: int = 64) -> list[Example]:
+    """Answers of 20 tokens, drawn one by one from the base model with an adapter on it."""
+    model = DenseModel(base, {path: piece.dense() for path, piece in update.items()})
+    generator = torch.Generator().manual_seed(seed)
+    prompt = (7, 50, 90)
+    tokens = torch.tensor(prompt).repeat(rows, 1)
+    for _ in range(20):
+        scores = model(tokens, use_cache=False).logits[:, -1].softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(scores, 1, generator=generator)], dim=1)
+    return [Example(prompt, tuple(row[len(prompt) :])) for row in tokens.tolist()]
+
+
+@pytest.mark.parametrize("optimizer", ["ngopt", "adamw"])
+def test_the_adapter_that_rows_come_from_is_found(pico_base: BaseModel, optimizer: str) -> None:
+    """Up to the sign of all weights, which the product does not tell apart."""
+    updates = mixed_updates(pico_base)
+    init = "zero" if optimizer == "ngopt" else "equal"
+    summed = FactorSum(Ingredients(updates, NAMES), init=init, l1=0.0)
+    plan = (
+        SearchPlan(steps=80, bound=1.5)
+        if optimizer == "ngopt"
+        else TrainingPlan(steps=60, lr=5e-2, batch_size=32, eval_every=10)
+    )
+    rows, valid = (sampled(pico_base, updates[0], seed) for seed in (1, 2))
+    fit(pico_base, summed, rows, valid, plan, Silent())
+    found = summed.weights.detach()
+    torch.testing.assert_close(found * found[0].sign(), torch.tensor([1.0, 0, 0]), rtol=0, atol=0.2)
 
 
 def test_starts_penalty_and_shares(pico_base: BaseModel) -> None:

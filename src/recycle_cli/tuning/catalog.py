@@ -238,8 +238,8 @@ _ROWS = (
     TuningMethod(
         "lorahub-factors",
         "LoraHub as its authors wrote it: weights on both factors, summed before the product",
-        "Cross terms between the adapters are part of it. At weights of zero nothing has a slope, "
-        "so --optimizer adamw needs another --init.",
+        "Cross terms between the adapters are part of it, and weights of the opposite sign are the "
+        "same. At weights of zero nothing has a slope, so --optimizer adamw needs another --init.",
         "y = W x + (sum_i c_i s_i B_i)(sum_i c_i A_i) x",
         "arXiv 2307.13269",
         target="factor_sum:FactorSum",
@@ -250,7 +250,9 @@ _ROWS = (
         "merge-prune",
         "the factors of all adapters, summed before the product, trained and pruned step by step",
         "After every step the entries of each tensor that matter least become zero; they may grow "
-        "again. --level module prunes whole adapters in modules.",
+        "again. --level module prunes whole adapters in modules, by their mean over A and B. There "
+        "are no coefficients: what is told of an adapter is the share of its entries that are not "
+        "zero.",
         "y = W x + (sum_i s_i B_i)(sum_i A_i) x, with A_i and B_i trained",
         "arXiv 2505.24174",
         target="merge_prune:MergePrune",

@@ -3,7 +3,8 @@
 That is what LoraHub's own code does (arXiv 2307.13269), cross terms between the adapters included,
 where a mixture has none. The scale of an adapter goes into its B, so that a single adapter at
 weight 1 is itself. Ranks that differ are filled up with zero components; an adapter that lacks a
-module adds nothing there.
+module adds nothing there. All weights may change their sign together without any effect, and at
+weights of zero nothing has a slope.
 """
 
 import functools

@@ -195,8 +195,8 @@ def importance(a: Tensor, b: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """|dS/dA| and |dS/dB| of S = sum_pq |B A|_pq norms_q.
 
     It takes 6 * out * in * rank operations. On a processor the signs of B A are made block by block
-    of rows, in its cache; elsewhere all at once, (out, in), since there blocks cost more to start
-    than to compute.
+    of rows, in its cache; an accelerator, which such blocks would leave idle, takes all at once,
+    (out, in).
 
     Args:
         a: (rank, in).
