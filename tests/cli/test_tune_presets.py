@@ -80,7 +80,6 @@ def rebuilt(base: BaseModel, document: dict[str, Any]) -> Tuned:
     roles = [adapter["role"] for adapter in document["adapters"]]
     ingredients = Ingredients(
         [read_adapter(Path(adapter["path"])).update for adapter in document["adapters"]],
-        [adapter["sha256"] for adapter in document["adapters"]],
         roles.index("target") if "target" in roles else None,
         document["seed"],
     )

@@ -52,8 +52,7 @@ def updates(pico_base: BaseModel) -> list[ModelUpdate]:
 
 
 def made(updates: list[ModelUpdate], top_k: int = 4, temperature: float = 1.0) -> Router:
-    names = [str(at) for at in range(len(updates))]
-    return Router(Ingredients(updates, names), top_k=top_k, temperature=temperature)
+    return Router(Ingredients(updates), top_k=top_k, temperature=temperature)
 
 
 def of(router: Router, path: str) -> nn.Parameter:
@@ -133,7 +132,7 @@ def test_an_adapter_that_does_nothing_points_nowhere() -> None:
 def test_prototypes_and_their_products_are_float32_on_a_narrow_model(
     updates: list[ModelUpdate],
 ) -> None:
-    narrow = Ingredients(updates, ["0", "1", "2"], dtype=torch.bfloat16)
+    narrow = Ingredients(updates, dtype=torch.bfloat16)
     router = Router(narrow, top_k=2, temperature=1.0)
     assert {p.dtype for p in router.parameters()} == {torch.float32}
     assert router.modules_of[Q0].A.dtype == torch.bfloat16

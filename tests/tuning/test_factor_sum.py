@@ -17,12 +17,11 @@ from recycle_cli.tuning.tuned import Ingredients, fit
 
 CPU = torch.device("cpu")
 TOKENS = list(range(3, 43))
-NAMES = ["one", "two", "three"]
 WEIGHTS = [0.7, -0.4, 1.3]
 
 
 def ingredients_of(base: BaseModel, target: int | None = None) -> Ingredients:
-    return Ingredients(mixed_updates(base), NAMES, target, seed=2)
+    return Ingredients(mixed_updates(base), target, seed=2)
 
 
 def by_numpy(updates: list[ModelUpdate], weights: list[float]) -> dict[str, Tensor]:
@@ -134,7 +133,7 @@ def test_the_adapter_that_rows_come_from_is_found(pico_base: BaseModel, optimize
     """Up to the sign of all weights, which the product does not tell apart."""
     updates = mixed_updates(pico_base)
     init = "zero" if optimizer == "ngopt" else "equal"
-    summed = FactorSum(Ingredients(updates, NAMES), init=init, l1=0.0)
+    summed = FactorSum(Ingredients(updates), init=init, l1=0.0)
     plan = (
         SearchPlan(steps=80, bound=1.5)
         if optimizer == "ngopt"

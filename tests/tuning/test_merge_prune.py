@@ -36,7 +36,7 @@ def made(
     level: str = "parameter",
     restore: str = "zero",
 ) -> MergePrune:
-    ingredients = Ingredients(mixed_updates(base), ["one", "two", "three"])
+    ingredients = Ingredients(mixed_updates(base))
     return MergePrune(ingredients, prune=prune, score=score, level=level, restore=restore)
 
 
@@ -169,7 +169,7 @@ def test_the_norms_where_a_model_flattens_rows(
     base = replace(pico_base, model=OPTForCausalLM(config).eval().requires_grad_(False))
     layer = "model.decoder.layers.0"
     update = random_update(base, {f"{layer}.fc1": 2, f"{layer}.fc2": 3}, seed=5)
-    ingredients = Ingredients([update], ["one"])
+    ingredients = Ingredients([update])
     settings = {"score": "input", "level": "parameter", "restore": "zero"}
     assert_norms(base, MergePrune(ingredients, prune=0.4, **settings), examples)
 

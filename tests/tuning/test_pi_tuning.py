@@ -37,10 +37,9 @@ def updates(pico_base: BaseModel) -> list[ModelUpdate]:
 
 
 def pi_tuning(updates: Sequence[ModelUpdate], target: int | None = None, seed: int = 3) -> Mixture:
-    names = [str(at) for at in range(len(updates))]
     given = {} if target is not None else {"new_rank": NEW_RANK}
     settings = METHODS["pi-tuning"].settings(given, target is not None)
-    tuned = METHODS["pi-tuning"].build(Ingredients(updates, names, target, seed), settings)
+    tuned = METHODS["pi-tuning"].build(Ingredients(updates, target, seed), settings)
     assert isinstance(tuned, Mixture)
     return tuned
 

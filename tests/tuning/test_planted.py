@@ -58,8 +58,7 @@ def found_again(
     On rows of its own it has to be as good as the planted model itself, to 0.01 nats.
     """
     row = METHODS[method]
-    names = [str(at) for at in range(len(updates))]
-    tuned = row.build(Ingredients(updates, names), row.settings({}, target=False))
+    tuned = row.build(Ingredients(updates), row.settings({}, target=False))
     assert isinstance(tuned, Mixture)
     rows, valid = (sample(base, updates, planted, seed) for seed in (1, 2))
     trained = fit(base, tuned, rows, valid, plan, Silent())

@@ -39,9 +39,8 @@ def earlier(pico_base: BaseModel) -> list[ModelUpdate]:
 
 
 def sd_lora(updates: Sequence[ModelUpdate], rank: int = 4, distill: float = 0.0) -> SDLora:
-    names = [str(at) for at in range(len(updates))]
     settings = METHODS["sd-lora"].settings({"new_rank": rank, "distill": distill}, target=False)
-    tuned = METHODS["sd-lora"].build(Ingredients(updates, names, seed=7), settings)
+    tuned = METHODS["sd-lora"].build(Ingredients(updates, seed=7), settings)
     assert isinstance(tuned, SDLora)
     return tuned
 
@@ -281,8 +280,7 @@ def test_the_rank_falls_with_the_number_of_directions(
     assert reduced_rank(earlier) == rank
     updates = [mixed_updates(pico_base)[0]] * earlier
     settings = METHODS["sd-lora"].settings({"reduce_rank": True}, target=False)
-    names = [str(at) for at in range(earlier)]
-    tuned = METHODS["sd-lora"].build(Ingredients(updates, names), settings)
+    tuned = METHODS["sd-lora"].build(Ingredients(updates), settings)
     assert isinstance(tuned, SDLora)
     assert {a.shape[0] for a in tuned.lora_A.values()} == {rank}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.lora.folder import read_tensors, save_tensors
 
 STATE_FILE = "state.safetensors"
 
@@ -70,9 +70,9 @@ class Store:
         beside = self.folder / f"{STATE_FILE}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata={"run": json.dumps(fields, sort_keys=True)})
+            save_tensors(tensors, beside, {"run": json.dumps(fields, sort_keys=True)})
             beside.replace(self._file)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise RecycleError(
                 f"the state of the run cannot be kept in {self.folder}: {error}", "free some space"
             ) from error
@@ -86,9 +86,8 @@ class Store:
         if not self._file.exists():
             return None
         try:
-            with safe_open(self._file, framework="pt") as file:
-                fields = json.loads(file.metadata()["run"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_tensors(self._file)
+            fields = json.loads(metadata["run"])
             history = [(int(step), float(loss)) for step, loss in fields["history"]]
             kept, steps = fields["run"], (fields["step"], fields["best_step"], fields["idle"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -223,6 +223,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(f"{path.name}: {error}") from error
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
 def weights_sha256(folder: Path, name: str = WEIGHTS_FILE) -> str:
     """The identity of an adapter: the sha256 of its weights file, in hex."""
     return file_sha256(folder / name)

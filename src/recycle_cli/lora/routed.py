@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from recycle_cli.errors import InputError
-from recycle_cli.lora.folder import save_tensors
+from recycle_cli.lora.folder import read_tensors, save_tensors
 from recycle_cli.records import AdapterRef
 
 ROUTED_CONFIG_FILE = "routed_config.json"
@@ -135,8 +135,7 @@ def read_routed(folder: Path) -> tuple[RoutedAdapter, str]:
     config = _read_config(folder / ROUTED_CONFIG_FILE)
     path = folder / ROUTED_WEIGHTS_FILE
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, _ = read_tensors(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}", "write it again") from error
     if not tensors:

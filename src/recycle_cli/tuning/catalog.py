@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import InputError, unknown_name
-from recycle_cli.parameters import Parameter, Value
+from recycle_cli.parameters import Value
 from recycle_cli.tuning.choices import AFFINE
 from recycle_cli.tuning.parameters import PARAMETERS
 
@@ -82,11 +82,6 @@ class TuningMethod:
     def mixes(self) -> bool:
         """Whether it works on given adapters."""
         return self.takes != "nothing"
-
-    @property
-    def parameters(self) -> list[Parameter]:
-        """The parameters it takes."""
-        return [PARAMETERS[name] for name in self.defaults]
 
     def build(self, ingredients: "Ingredients", settings: Mapping[str, Value]) -> "Tuned":
         """What it trains, with these parameters, as `settings` gives them."""

@@ -157,7 +157,12 @@ class Mixture(Tuned):
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """See `Tuned`."""
-        return shapes_of(self._all_components())
+        trained = {
+            path: (self.lora_B[key].shape[0], self.lora_A[key].shape[1])
+            for path in self.owners
+            if (key := parameter_name(path)) in self.lora_A
+        }
+        return {**shapes_of(self.components), **trained}
 
     def activated(self) -> Tensor:
         """The number before the components of each adapter, (modules, adapters), as a mean where

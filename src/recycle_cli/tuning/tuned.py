@@ -28,7 +28,6 @@ class Ingredients:
 
     Args:
         updates: the adapters, each read module by module; at least one.
-        names: their sha256s, in the same order.
         target: the position of the target LoRA among them, or None.
         seed: of what is drawn.
         device: where the model is.
@@ -36,7 +35,6 @@ class Ingredients:
     """
 
     updates: Sequence[ModelUpdate]
-    names: Sequence[str]
     target: int | None = None
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -24,7 +24,7 @@ from recycle_cli.workflows.output_folder import (
     writing,
 )
 from recycle_cli.workflows.provenance import Clock, shown
-from recycle_cli.workflows.tune_card import tune_card, tune_warnings
+from recycle_cli.workflows.tune_card import others_licenses, tune_card, tune_warnings
 from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
 
 if TYPE_CHECKING:
@@ -263,7 +263,6 @@ def _ingredients(job: Job, base: "BaseModel", opened: Sequence[OpenSource]) -> "
     request = job.request
     return Ingredients(
         updates=_reinitialised(job, [one.update for one in opened]),
-        names=[source.ref.sha256 for source in job.mixed],
         target=job.mixed.index(job.target) if job.target else None,
         seed=request.seed,
         device=base.compute.device,
@@ -310,14 +309,14 @@ def _origin(job: Job) -> dict[str, str]:
 
 
 def _start_from(job: Job, tuned: "Tuned") -> None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+
+    from recycle_cli.lora.folder import read_tensors
 
     assert job.request.init_from is not None
     path = job.request.init_from / STATE_FILE
     try:
-        with safe_open(path, framework="pt") as file:
-            origin = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, origin = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"--init-from {job.request.init_from} has no readable {STATE_FILE}: {error}",
@@ -474,7 +473,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
         sha256=written.sha256,
         warnings=tune_warnings(
             outcome.trained,
-            [s.license for s in job.mixed if not (request.train_target and s is job.target)],
+            others_licenses(request, outcome.adapters),
             outcome.energy_kept,
             job.method.routed,
         ),

@@ -1,6 +1,7 @@
 """`recycle tune --dry-run`: how much memory a tuning would take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recycle_cli.evaluation.tasks import training_split
@@ -10,7 +11,12 @@ from recycle_cli.workflows.tune import Job, build_tuned, lora_recipe, mixture_pl
 from recycle_cli.workflows.tune_request import TuneRequest, check_request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from recycle_cli.engine.base_model import BaseModel
+    from recycle_cli.engine.budget import Budget
+    from recycle_cli.engine.search import SearchPlan
+    from recycle_cli.engine.training import TrainingPlan
 
 
 def budgets(
@@ -44,53 +50,55 @@ def _jobs(
 
 
 def _of_mixture(job: Job, base: "BaseModel") -> BudgetDocument:
-    from recycle_cli.engine.budget import tensor_bytes
     from recycle_cli.tuning.tuned import tokens_a_pass
 
     tuned = build_tuned(job, base)
     plan, budget = mixture_plan(job, base, tuned)
+    products = tuned.told(base, tokens_a_pass(job.train, plan))
+    found = _Found(plan, budget, list(tuned.parameters()), tuned.held(), products)
+    return _document(job, base, found, base.model.parameters())
+
+
+def _of_lora(job: Job, base: "BaseModel") -> BudgetDocument:
+    from recycle_cli.tuning.target_lora import lora_budget, target_lora
+
+    own = list(base.model.parameters())
+    plan = training_plan(job)
+    with target_lora(base, lora_recipe(job), job.request.seed) as peft_model:
+        budget = lora_budget(base, peft_model, job.train, plan, job.request.max_memory)
+        trained = [p for p in peft_model.parameters() if p.requires_grad]
+        return _document(job, base, _Found(budget.fitted(plan), budget, trained, trained), own)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a document is made of: `held` are the tensors that lie beside the model's."""
+
+    plan: "TrainingPlan | SearchPlan"
+    budget: "Budget"
+    trained: "Sequence[Tensor]"
+    held: "Sequence[Tensor]"
+    products: str = ""
+
+
+def _document(
+    job: Job, base: "BaseModel", found: _Found, of_model: "Iterable[Tensor]"
+) -> BudgetDocument:
+    from recycle_cli.engine.budget import tensor_bytes
+
     return BudgetDocument(
         method=job.request.method,
         base_model=job.request.base_model,
         device=str(base.compute.device),
         dtype=str(base.dtype).removeprefix("torch."),
         adapters=len(job.mixed),
-        trained_numbers=sum(parameter.numel() for parameter in tuned.parameters()),
-        model_bytes=tensor_bytes(base.model.parameters()),
-        adapters_bytes=tensor_bytes(tuned.held()),
-        training_bytes=budget.needed(plan.rows_a_pass),
-        free_bytes=budget.free,
-        batch_size=plan.batch_size,
-        rows_a_pass=plan.rows_a_pass,
+        trained_numbers=sum(tensor.numel() for tensor in found.trained),
+        model_bytes=tensor_bytes(of_model),
+        adapters_bytes=tensor_bytes(found.held),
+        training_bytes=found.budget.needed(found.plan.rows_a_pass),
+        free_bytes=found.budget.free,
+        batch_size=found.plan.batch_size,
+        rows_a_pass=found.plan.rows_a_pass,
         gradient_checkpointing=job.request.checkpointing,
-        products=tuned.told(base, tokens_a_pass(job.train, plan)),
+        products=found.products,
     )
-
-
-def _of_lora(job: Job, base: "BaseModel") -> BudgetDocument:
-    from recycle_cli.engine.budget import tensor_bytes
-    from recycle_cli.tuning.target_lora import lora_budget, target_lora
-
-    model_bytes = tensor_bytes(base.model.parameters())
-    with target_lora(base, lora_recipe(job), job.request.seed) as peft_model:
-        budget = lora_budget(
-            base, peft_model, job.train, training_plan(job), job.request.max_memory
-        )
-        trained = [p for p in peft_model.parameters() if p.requires_grad]
-        plan = budget.fitted(training_plan(job))
-        return BudgetDocument(
-            method=job.request.method,
-            base_model=job.request.base_model,
-            device=str(base.compute.device),
-            dtype=str(base.dtype).removeprefix("torch."),
-            adapters=0,
-            trained_numbers=sum(parameter.numel() for parameter in trained),
-            model_bytes=model_bytes,
-            adapters_bytes=tensor_bytes(trained),
-            training_bytes=budget.needed(plan.rows_a_pass),
-            free_bytes=budget.free,
-            batch_size=plan.batch_size,
-            rows_a_pass=plan.rows_a_pass,
-            gradient_checkpointing=job.request.checkpointing,
-            products="",
-        )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycle_cli.records import TuneDocument
+from recycle_cli.records import MixedAdapter, TuneDocument
 from recycle_cli.tuning.catalog import find_tuning_method
 from recycle_cli.workflows.licenses import card_licenses, license_warnings
 from recycle_cli.workflows.merge_card import LOW_ENERGY
@@ -53,14 +53,19 @@ def tune_warnings(
     return warnings
 
 
+def others_licenses(request: TuneRequest, adapters: Sequence[MixedAdapter]) -> list[str | None]:
+    """The licences of the adapters that others made: all but a target LoRA trained here."""
+    return [
+        adapter.license
+        for adapter in adapters
+        if not (request.train_target and adapter.role == "target")
+    ]
+
+
 def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
     """The card of the folder."""
     method, task = find_tuning_method(document.method), document.task
-    licenses = [
-        adapter.license
-        for adapter in document.adapters
-        if not (request.train_target and adapter.role == "target")
-    ]
+    licenses = others_licenses(request, document.adapters)
     what = method.summary[0].upper() + method.summary[1:]
     trained = f"tuned on {task.train_rows} rows of {task.name}"
     how = trained if document.settings["steps"] else "without training"
