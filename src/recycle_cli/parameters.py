@@ -43,10 +43,10 @@ class Parameter:
             return "true or false"
         if self.choices:
             return f"one of {', '.join(self.choices)}"
+        kind = "a whole number" if self.kind is int else "a number"
         if self.high is None:
-            kind = "a whole number" if self.kind is int else "a number"
             return f"{kind} {'above' if self.low_is_out else 'from'} {self.low:g}"
-        return f"a number in {'(' if self.low_is_out else '['}{self.low:g}, {self.high:g}]"
+        return f"{kind} in {'(' if self.low_is_out else '['}{self.low:g}, {self.high:g}]"
 
     def check(self, value: Value) -> None:
         """Checks a value that a user gave.

@@ -86,13 +86,18 @@ class RankRange(Part):
 
 
 class Run(Part):
-    """How a result came to be: what it takes to run it again, and what it cost."""
+    """How a result came to be: what it takes to run it again, and what it cost.
+
+    `peak_memory_bytes` is what the process held in main memory; `peak_device_memory_bytes` what
+    tensors held on the accelerator, null without one.
+    """
 
     seed: int
     versions: dict[str, str]
     command: list[str]
     elapsed_s: float
     peak_memory_bytes: int
+    peak_device_memory_bytes: int | None = None
 
 
 # --- crawl and index --------------------------------------------------------------------------

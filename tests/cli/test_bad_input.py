@@ -195,7 +195,7 @@ EVAL = "eval plain --base-model model"
         (f"{TUNE} plain --method lora", ("takes no adapters",)),
         (f"{TUNE} --target plain plain", ("also stands among",)),
         (f"{TUNE} plain --method rescale", ("the target LoRA alone",)),
-        (f"{TUNE} plain --rank 4 --rslora", ("no use for use_rslora",)),
+        (f"{TUNE} plain --rank 4 --rslora", ("no use for --rslora",)),
         (f"{TUNE} --reinit expert", ("'expert'",)),
         (f"{TUNE} --lr 0", ("--lr is 0",)),
         (f"{TUNE} --lr nan", ("--lr is nan",)),

@@ -152,6 +152,16 @@ def test_options_without_effect_are_refused(
     assert_refused(refused, 2, said)
 
 
+def test_shares_of_tokens_are_no_weights_of_a_merge(
+    crawled: Recycle, line: tuple[object, ...], tmp_path: Path
+) -> None:
+    made = crawled("tune", *line, "--out", "routed", "--json")
+    merge = ("merge", "-", "--weights", "from:coefficient", "--method", "linear", "--out", "flat")
+    refused = crawled(*merge, stdin=made.stdout, succeeds=False)
+    assert_refused(refused, 2, "--method arrow has no coefficients", "mean share of tokens")
+    assert not (tmp_path / "flat").exists()
+
+
 def test_damage_is_said(crawled: Recycle, line: tuple[object, ...], tmp_path: Path) -> None:
     crawled("tune", *line, "--out", "routed")
     scored = ("eval", "routed", "--task", line[4], "--base-model", line[6])

@@ -41,13 +41,46 @@ def test_short_memory_makes_the_passes_smaller_and_the_result_the_same(
     crawled: Recycle, line: tuple[object, ...]
 ) -> None:
     told = crawled("tune", *line, "--out", "new", "--dry-run", "--json").document
-    limit = f"{int(0.6 * told['training_bytes'] / 1000)}kB"
+    limit = f"{int((told['adapters_bytes'] + 0.6 * told['training_bytes']) / 1000)}kB"
     whole = crawled("tune", *line, "--out", "whole", "--json").document
     short = crawled("tune", *line, "--max-memory", limit, "--out", "short", "--json")
-    assert "memory is short: the 4 rows of a step go 2 at a time" in short.stderr
+    assert "memory is short: rows go 2 at a time, where 4 were asked for" in short.stderr
     assert short.document["settings"]["micro_batch"] == 2
     for ours, theirs in zip(short.document["history"], whole["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_short_memory_makes_the_passes_of_a_search_smaller(
+    crawled: Recycle, line: tuple[object, ...]
+) -> None:
+    words = ("tune", *line[:6], "--method", "lorahub", "--steps", 4)
+    told = crawled(*words, "--out", "new", "--dry-run", "--json").document
+    assert told["rows_a_pass"] == 32
+    limit = f"{int((told['adapters_bytes'] + 0.3 * told['training_bytes']) / 1000)}kB"
+    whole = crawled(*words, "--out", "whole", "--json").document
+    short = crawled(*words, "--max-memory", limit, "--out", "short", "--json").document
+    assert (whole["settings"]["batch_size"], short["settings"]["batch_size"]) == (32, 8)
+    for ours, theirs in zip(short["history"], whole["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [["pi-tuning"], ["rescale"], ["recycle", "--init", "one-hot"]])
+def test_a_dry_run_counts_the_target_lora_that_it_would_train(
+    crawled: Recycle, line: tuple[object, ...], method: list[str]
+) -> None:
+    adapters = () if method == ["rescale"] else line[:2]
+    words = ("tune", *adapters, *line[2:], "--method", *method, "--train-target")
+    lora, mixture = crawled(
+        *words, "--target-rank", 2, "--out", "new", "--dry-run", "--json"
+    ).documents
+    assert mixture["adapters"] == len(adapters) + 1
+    if method == ["pi-tuning"]:  # which trains the target's factors, and adds no LoRA of its own
+        both = crawled(
+            *words, "--target-rank", 2, "--target-steps", 0, "--out", "new", "--json"
+        ).document
+        assert both["settings"]["new_rank"] is None
+        assert "new_lora_coefficient" not in both["figures"]
+    assert lora["adapters"] == 0
 
 
 @pytest.mark.parametrize(

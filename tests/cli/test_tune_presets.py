@@ -161,6 +161,31 @@ def test_what_others_trained_is_no_start(
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--activation squared", "another activation: leaky-relu, where this run has squared"),
+        ("--granularity layer", "another granularity: module, where this run has layer"),
+        ("--reinit experts", "another reinit: none, where this run has experts with seed 3"),
+    ],
+)
+def test_numbers_that_would_mean_something_else_are_no_start(
+    preset: Preset, tmp_path: Path, words: str, said: str
+) -> None:
+    method = METHODS["recycle"]
+    preset.run(method, "first", "--steps", 0)
+    start = ("--init-from", "first", "--steps", 0)
+    assert_refused(preset.run(method, "again", *start, *words.split(), succeeds=False), 2, said)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_start_of_an_earlier_run_needs_no_slope_at_zero(preset: Preset) -> None:
+    method, squared = METHODS["recycle"], ("--activation", "squared")
+    preset.run(method, "first", *squared, "--init", "equal", *FOLLOWED)
+    again = preset.run(method, "again", *squared, "--init-from", "first", *FOLLOWED).document
+    assert again["settings"]["init"] is None
+
+
 # --- the target LoRA -----------------------------------------------------------------------------
 
 TARGET = ("--alpha", 6, "--dropout", 0.2, "--target-module", "q_proj", "--target-module", "up_proj")
@@ -378,28 +403,33 @@ SEARCH = f"{POOLED} --method lorahub"
         ("--method lora --train-target", ("--train-target has no effect with --method lora",)),
         (f"{POOLED} --target-steps 3", ("--target-steps is about the target", "--train-target")),
         (f"{POOLED} --target-lr 0.1", ("--target-lr is about the target",)),
-        (f"{POOLED} --target-rank 3", ("--method recycle trains no LoRA", "rank")),
+        (f"{POOLED} --target-rank 3", ("--method recycle trains no LoRA", "--target-rank")),
         ("--target-rank 3", ("--target-rank is about the target LoRA", "--rank")),
         ("--method lora --target-steps 3", ("--target-steps is about",)),
         (f"{POOLED} --train-target --target-lr 0", ("--target-lr is 0", "above 0")),
+        (f"{POOLED} --train-target --target-steps 0 --target-lr 0.1",
+         ("--target-lr has no effect with --target-steps 0",)),
+        ("--rank-pattern q_proj=4097", ("--rank-pattern is 'q_proj=4097'", "from 1 to 4096")),
         # The shape of a LoRA where none is trained.
-        (f"{POOLED} --alpha 3", ("trains no LoRA, so it has no use for alpha",)),
-        (f"{POOLED} --dropout 0", ("trains no LoRA, so it has no use for dropout",)),
-        (f"{POOLED} --target-module q_proj", ("no use for target_modules",)),
-        (f"{POOLED} --rank-pattern q_proj=2", ("no use for rank_pattern",)),
-        (f"{POOLED} --alpha-pattern q_proj=2", ("no use for alpha_pattern",)),
-        (f"{LONE} --method rescale --rslora", ("--method rescale trains no LoRA",)),
+        (f"{POOLED} --alpha 3", ("trains no LoRA, so it has no use for --alpha",)),
+        (f"{POOLED} --dropout 0", ("trains no LoRA, so it has no use for --dropout",)),
+        (f"{POOLED} --target-module q_proj", ("no use for --target-module",)),
+        (f"{POOLED} --rank-pattern q_proj=2", ("no use for --rank-pattern",)),
+        (f"{POOLED} --alpha-pattern q_proj=2", ("no use for --alpha-pattern",)),
+        (f"{LONE} --method rescale --rslora", ("--method rescale trains no LoRA", "--rslora")),
         # Where coefficients start.
         (f"{POOLED} --init zero --init-from there", ("--init and --init-from both say",)),
         ("--method lora --init-from there", ("--init-from has no effect with --method lora",)),
         (f"{POOLED} --init-from POOL/lab/plain", ("has no readable mixture.safetensors",)),
         (f"{POOLED} --init-from nowhere", ("has no readable mixture.safetensors",)),
+        (f"{POOLED} --train-target --init one-hot --activation squared",
+         ("from --init one-hot nothing would be learned of the pool",)),
         (f"{POOLED} --init one-hot", ("--init one-hot starts at the target LoRA",)),
         # Parameters of other methods, or that others rule out.
         (f"{POOLED} --new-rank 3", ("--new-rank has no effect with --method recycle", "sd-lora")),
         (f"{POOLED} --distill 0.1", ("--distill has no effect with --method recycle", "sd-lora")),
         (f"{POOLED} --method pi-tuning --optimizer ngopt", ("--optimizer has no effect",)),
-        (f"{POOLED} --method pi-tuning --new-rank 0", ("--new-rank is 0", "from 1")),
+        (f"{POOLED} --method pi-tuning --new-rank 0", ("--new-rank is 0", "[1, 4096]")),
         (f"{POOLED} {LONE[:9]}POOL/lab/rslora --method pi-tuning --new-rank 3",
          ("--new-rank has no effect beside a target LoRA",)),
         (f"{POOLED} --train-target --method pi-tuning --new-rank 3", ("beside a target LoRA",)),
@@ -423,7 +453,8 @@ SEARCH = f"{POOLED} --method lorahub"
         (f"{POOLED} --optimizer ngopt --lr 0.1", ("--lr has no effect with --optimizer ngopt",)),
         # Numbers.
         (f"{POOLED} --lr inf", ("--lr is inf",)),
-        (f"{POOLED} --warmup 1.5", ("--warmup is 1.5", "from 0 to 1")),
+        (f"{POOLED} --warmup 1.5", ("--warmup is 1.5", "[0, 1]")),
+        (f"{POOLED} --warmup -1e-10", ("--warmup is -1e-10", "[0, 1]")),
         (f"{POOLED} --weight-decay -1", ("--weight-decay is -1", "from 0")),
         (f"{POOLED} --max-grad-norm 0", ("--max-grad-norm is 0", "above 0")),
         (f"{POOLED} --rank 0", ("--rank is '0'", "energy:E")),

@@ -225,7 +225,7 @@ def test_training_lowers_the_loss_and_the_file_holds_what_was_trained(
 
     start = now()
     plan = TrainingPlan(steps=12, lr=0.1, batch_size=3, eval_every=3)
-    trained = fit(pico_base, router, examples[:3], examples[:3], plan, Silent())
+    trained, _ = fit(pico_base, router, examples[:3], examples[:3], plan, Silent())
     assert trained.best_loss < trained.history[0][1]
     expected = now()
     assert (expected - start).abs().max() > 1e-3

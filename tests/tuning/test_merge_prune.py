@@ -317,7 +317,7 @@ def test_the_export_is_what_was_trained(
 ) -> None:
     merged = made(pico_base)
     weights = {name: p.clone() for name, p in pico_base.model.named_parameters()}
-    trained = fit(pico_base, merged, examples[:4], examples[4:], PLAN, Silent())
+    trained, _ = fit(pico_base, merged, examples[:4], examples[4:], PLAN, Silent())
     assert len(trained.history) == 4
     write_adapter(tmp_path, merged.result(), pico_base.id)
     with torch.no_grad():

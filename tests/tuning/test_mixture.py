@@ -112,7 +112,7 @@ def test_a_trained_mixture_is_one_adapter(
     mixture = Mixture(updates, recipe, CPU)
     before = of_base(pico_base)
     start = of_mixture(pico_base, mixture)
-    trained = fit(pico_base, mixture, examples[:3], examples[:3], PLAN, Silent())
+    trained, _ = fit(pico_base, mixture, examples[:3], examples[:3], PLAN, Silent())
     assert trained.best_step > 0
     assert trained.best_loss < trained.history[0][1] - 0.01
     expected = of_mixture(pico_base, mixture)

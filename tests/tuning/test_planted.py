@@ -61,7 +61,7 @@ def found_again(
     tuned = row.build(Ingredients(updates), row.settings({}, target=False))
     assert isinstance(tuned, Mixture)
     rows, valid = (sample(base, updates, planted, seed) for seed in (1, 2))
-    trained = fit(base, tuned, rows, valid, plan, Silent())
+    trained, _ = fit(base, tuned, rows, valid, plan, Silent())
     exact = Mixture(updates, MixtureRecipe("linear"), base.compute.device)
     for numbers, strengths in zip(exact.coefficients, planted, strict=True):
         numbers.data.copy_(strengths)

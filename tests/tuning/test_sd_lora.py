@@ -14,7 +14,7 @@ from torch import Tensor
 from recycle_cli.engine.adapted import with_adapter
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, encode_examples
-from recycle_cli.engine.training import TrainingPlan
+from recycle_cli.engine.training import TrainingPlan, validation_loss
 from recycle_cli.lora.folder import read_adapter, write_adapter
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from recycle_cli.progress import Silent
@@ -146,7 +146,7 @@ def test_with_no_new_direction_training_changes_the_magnitudes_alone(
         for name, tensor in tuned.state().items()
         if not torch.equal(tensor, before[name])
     }
-    assert changed == {"coefficients.0": len(earlier)}
+    assert changed == {"coefficients.model": len(earlier)}
 
 
 def test_training_leaves_the_earlier_directions_as_they_are(
@@ -155,7 +155,7 @@ def test_training_leaves_the_earlier_directions_as_they_are(
     tuned = sd_lora(earlier)
     frozen = copy.deepcopy(tuned.components)
     before = copy.deepcopy(tuned.state())
-    trained = fit(pico_base, tuned, examples, examples, PLAN, Silent())
+    trained, _ = fit(pico_base, tuned, examples, examples, PLAN, Silent())
     assert trained.best_loss < trained.history[0][1] - 0.01
     for path, piece in frozen.items():
         assert torch.equal(tuned.components[path].A, piece.A)
@@ -263,6 +263,17 @@ def test_the_unexpressed_share_is_that_of_least_squares(
     assert tuned.coefficients[0].tolist() == pytest.approx([*(1 + weights).tolist(), 0.0], abs=1e-6)
 
 
+def test_the_loss_told_is_that_of_what_is_left(
+    pico_base: BaseModel, earlier: list[ModelUpdate], examples: list[Example]
+) -> None:
+    tuned = sd_lora(earlier, distill=1.0)
+    trained, figures = fit(pico_base, tuned, examples, examples, PLAN, Silent())
+    assert figures["absorbed"] == 1
+    with tuned.attached(pico_base):
+        assert trained.best_loss == validation_loss(pico_base, examples, examples)
+    assert trained.best_loss > dict(trained.history)[trained.best_step]
+
+
 def test_without_distillation_nothing_is_absorbed(earlier: list[ModelUpdate]) -> None:
     tuned = sd_lora(earlier, wide_enough(earlier))
     plant(tuned, {0: 1.0}, earlier)
@@ -294,5 +305,5 @@ def test_an_adapter_without_a_module_or_with_a_zero_one(
     tuned = sd_lora([{**first, Q0: zero}, *others])
     without = sd_lora([{p: piece for p, piece in first.items() if p != Q0}, *others])
     torch.testing.assert_close(of(pico_base, tuned), of(pico_base, without), rtol=0, atol=1e-6)
-    trained = fit(pico_base, tuned, examples, examples, PLAN, Silent())
+    trained, _ = fit(pico_base, tuned, examples, examples, PLAN, Silent())
     assert math.isfinite(trained.best_loss)

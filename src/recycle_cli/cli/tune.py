@@ -92,7 +92,8 @@ def tune(
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help=f"Peak rate. {_defaults('lr')}")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Rows a step: 8.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Rows a step: 8; of a search, rows a pass: 32."),
     ] = None,
     eval_every: Annotated[
         int | None, typer.Option("--eval-every", min=1, help="Steps between two validations: 10.")
@@ -145,7 +146,12 @@ def tune(
     ] = None,
     target_rank: Annotated[
         int | None,
-        typer.Option("--target-rank", min=1, help="With --train-target: its rank. Default: 64."),
+        typer.Option(
+            "--target-rank",
+            min=1,
+            max=MAX_RANK,
+            help="With --train-target: its rank. Default: 64.",
+        ),
     ] = None,
     target_steps: Annotated[
         int | None,
@@ -222,7 +228,6 @@ def tune(
     from recycle_cli.workflows.adapters import resolve_names
     from recycle_cli.workflows.tune import tune as run
     from recycle_cli.workflows.tune_budget import budgets
-    from recycle_cli.workflows.tune_card import FIGURES
     from recycle_cli.workflows.tune_request import REINITS, LoraShape, TuneRequest, check_request
 
     session: Session = context.obj
@@ -269,7 +274,7 @@ def tune(
             dropout=dropout,
             use_rslora=rslora,
             target_modules=tuple(target_module or ()),
-            rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int),
+            rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int, MAX_RANK),
             alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
         ),
         train_target=train_target,
@@ -304,7 +309,7 @@ def tune(
     if document.adapters:
         output.table(
             "What it mixes",
-            ["adapter", "role", FIGURES[find_tuning_method(method).routed], "largest"],
+            ["adapter", "role", find_tuning_method(method).figure, "largest"],
             [(a.id, a.role, a.coefficient_mean, a.coefficient_max_abs) for a in document.adapters],
         )
     for warning in document.warnings:
@@ -370,19 +375,23 @@ def _lora_rank(text: str | None) -> int | None:
 
 
 def _parse_pattern(
-    items: Sequence[str] | None, option: str, number: Callable[[str], Number]
+    items: Sequence[str] | None,
+    option: str,
+    number: Callable[[str], Number],
+    highest: float = math.inf,
 ) -> dict[str, Number]:
     pattern = {}
+    allowed = "above 0" if highest == math.inf else f"from 1 to {highest}"
     for item in items or ():
         name, _, text = item.partition("=")
         try:
             value = number(text)
-            good = value > 0 and math.isfinite(value) and MODULE_NAME.fullmatch(name)
+            good = 0 < value <= highest and math.isfinite(value) and MODULE_NAME.fullmatch(name)
         except (ValueError, OverflowError):
             good = None
         if not good:
             raise InputError(
-                f"{option} is {item!r}", "write a module and a number above 0, as in v_proj=16"
+                f"{option} is {item!r}", f"write a module and a number {allowed}, as in v_proj=16"
             )
         pattern[name] = value
     return pattern

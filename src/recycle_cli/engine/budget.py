@@ -6,8 +6,9 @@ row and of two, and goes on in a line from there.
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, shared_length
 from recycle_cli.engine.forward import answer_loss, collate
+from recycle_cli.engine.search import SearchPlan
 from recycle_cli.engine.training import TrainingPlan
 from recycle_cli.errors import RecycleError
 
 # Beside a trained number: its gradient, AdamW's two moments, and the best value so far.
 COPIES = 4
 CGROUP = Path("/sys/fs/cgroup")
+
+
+Plan = TypeVar("Plan", TrainingPlan, SearchPlan)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Budget:
         """With so many rows a pass."""
         return self.trained + self.fixed + self.a_row * rows
 
-    def fitted(self, plan: TrainingPlan) -> TrainingPlan:
+    def fitted(self, plan: Plan) -> Plan:
         """The plan with as many rows a pass as fit, halved from what it says; the rows of a step,
         and so the result up to rounding, stay the same.
 
@@ -59,10 +64,10 @@ class Budget:
                 f"training takes {in_words(self.needed(1))} beyond the model, row by row, and "
                 f"{in_words(self.free)} may be taken",
                 "use fewer adapters or shorter rows"
-                + ("" if plan.checkpointing else ", --gradient-checkpointing")
+                + ("" if getattr(plan, "checkpointing", True) else ", --gradient-checkpointing")
                 + ", or another machine",
             )
-        return plan if rows >= plan.rows_a_pass else replace(plan, micro_batch=rows)
+        return plan if rows >= plan.rows_a_pass else plan.with_rows_a_pass(rows)
 
 
 def estimate(
@@ -97,6 +102,29 @@ def estimate(
     return Budget(
         COPIES * numbers, fixed, a_row, free_memory(base.compute.device) if limit is None else limit
     )
+
+
+def estimate_search(
+    base: BaseModel, examples: Sequence[Example], limit: int | None = None
+) -> Budget:
+    """The budget of passes without gradients: what one layer holds at a time, the keys and values
+    of what the rows begin with, and the logits.
+
+    Args:
+        base: the model.
+        examples: the rows, at least one.
+        limit: bytes that may be taken; None for what is free.
+    """
+    config = base.model.config.get_text_config()
+    longest = max(len(example.prompt) + len(example.answer) for example in examples)
+    widest = max(out for path, (out, _) in base.shapes.items() if path != "lm_head")
+    # The gated MLP's three widest, and about as many of the hidden size around them.
+    layer = longest * (3 * widest + 4 * config.hidden_size) * base.dtype.itemsize
+    kept = longest * config.num_hidden_layers * 2 * config.hidden_size * base.dtype.itemsize
+    answer = max(len(example.answer) for example in examples)
+    logits = answer * config.vocab_size * (base.dtype.itemsize + 8)
+    free = free_memory(base.compute.device) if limit is None else limit
+    return Budget(trained=0, fixed=0, a_row=layer + kept + logits, free=free)
 
 
 def _kept(base: BaseModel, known: set[int], rows: Sequence[Example], shared: int) -> int:

@@ -9,7 +9,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,10 @@ class SearchPlan:
         """Examples in one forward pass."""
         return self.batch_size
 
+    def with_rows_a_pass(self, rows: int) -> "SearchPlan":
+        """The same with fewer examples in one forward pass."""
+        return replace(self, batch_size=rows)
+
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
@@ -65,8 +69,8 @@ def _contained() -> Iterator[None]:
             yield
         finally:
             for thread in set(threading.enumerate()) - before:
-                if hasattr(thread, "stop"):
-                    thread.stop()
+                if type(thread).__module__.startswith("nevergrad."):
+                    thread.stop()  # type: ignore[attr-defined]
 
 
 @_contained()

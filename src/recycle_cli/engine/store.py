@@ -1,7 +1,6 @@
 """A run kept on disk while it goes on, so that a killed one can be gone on with."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +95,6 @@ class Store:
             ) from error
         self._check_run(kept)
         return Snapshot(tensors, *steps, history)
-
-    def remove(self) -> None:
-        """Removes what is kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check_run(self, kept: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(self.run))

@@ -4,7 +4,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,10 @@ class TrainingPlan:
     def rows_a_pass(self) -> int:
         """Examples in one forward and backward pass."""
         return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    def with_rows_a_pass(self, rows: int) -> "TrainingPlan":
+        """The same with fewer examples in one pass."""
+        return replace(self, micro_batch=rows)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,20 @@ def train(
         progress.advance(f"loss {loss:.3f}, best valid {run.keeper.best_loss:.3f}")
     run.keeper.restore()
     return Trained(run.keeper.best_step, run.keeper.best_loss, run.keeper.history)
+
+
+def validation_loss(
+    base: BaseModel, valid: Sequence[Example], examples: Sequence[Example]
+) -> float:
+    """The mean loss on validation rows, of the model as it stands, as `train` takes it beside
+    these training rows.
+
+    Raises:
+        Diverged: it is no finite number.
+    """
+    shared = shared_length([example.prompt for example in [*examples, *valid]])
+    batches = batches_of(base, valid, shared, VALID_BATCH)
+    return finite(mean_loss(base, batches), "validation")
 
 
 class _Run:

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
 Takes = Literal["nothing", "target", "adapters"]
 NGOPT = "ngopt"
+COEFFICIENT = "mean coefficient"
+SHAPING = (
+    "granularity",
+    "activation",
+    "affine",
+    "new_rank",
+    "reduce_rank",
+    "top_k",
+    "temperature",
+)
+"""The parameters that say what the numbers of a mixture mean: to start from those of an earlier
+run, they have to be the same."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,9 @@ class TuningMethod:
         flat_at_zero: whether nothing has a slope where all coefficients are zero.
         routed: whether the result chooses between adapters token by token, so that no LoRA
             equals it.
+        figure: what is told of each adapter in the end.
+        factor_bytes: what it holds for each entry of the adapters' factors; None where that is
+            the entry in the model's dtype.
     """
 
     name: str
@@ -77,6 +92,8 @@ class TuningMethod:
     pace: Pace = field(default_factory=Pace)
     flat_at_zero: bool = False
     routed: bool = False
+    figure: str = COEFFICIENT
+    factor_bytes: int | None = None
 
     @property
     def mixes(self) -> bool:
@@ -92,12 +109,15 @@ class TuningMethod:
         own = {name: value for name, value in settings.items() if name not in SEARCH}
         return function(ingredients, **self.fixed, **own)
 
-    def settings(self, given: Mapping[str, Value], target: bool) -> dict[str, Value]:
-        """Its parameters with their values in force.
+    def settings(
+        self, given: Mapping[str, Value], target: bool, started: bool = False
+    ) -> dict[str, Value]:
+        """Its parameters with their values in force; None for those that have no effect here.
 
         Args:
             given: values by parameter name.
             target: whether there is a target LoRA among the adapters.
+            started: whether it goes on from the numbers of an earlier run.
 
         Raises:
             InputError: a value is out of range, or has no effect on this method.
@@ -112,15 +132,21 @@ class TuningMethod:
             PARAMETERS[name].check(value)
         settings = {**self.defaults, **given}
         _check_together(settings, given, target)
-        self._check_slope(settings)
+        if not started:
+            self._check_slope(settings)
+        if "new_rank" in settings and target and "reduce_rank" not in settings:
+            settings["new_rank"] = None  # the target LoRA takes the new one's place
         return settings
 
     def _check_slope(self, settings: Mapping[str, Value]) -> None:
-        flat = self.flat_at_zero or settings.get("activation") == "squared"
-        if flat and settings.get("init") == "zero" and settings.get("optimizer") != NGOPT:
+        init, squared = settings.get("init"), settings.get("activation") == "squared"
+        flat = (init == "zero" and (squared or self.flat_at_zero)) or (
+            init == "one-hot" and squared
+        )
+        if flat and settings.get("optimizer") != NGOPT:
             raise InputError(
-                "from --init zero nothing would be learned: there is no slope where all "
-                "coefficients are 0",
+                f"from --init {init} nothing would be learned of the pool: there is no slope "
+                "where its coefficients are 0",
                 "use --init equal, or another one",
             )
 
@@ -218,6 +244,7 @@ _ROWS = (
             "new_rank": 16,
         },
         pace=Pace(lr=1e-4),
+        factor_bytes=4,
     ),
     TuningMethod(
         "sd-lora",
@@ -240,6 +267,7 @@ _ROWS = (
         target="factor_sum:FactorSum",
         defaults={"init": "zero", "l1": 0.05, "optimizer": NGOPT, "bound": 1.5},
         flat_at_zero=True,
+        factor_bytes=4,
     ),
     TuningMethod(
         "merge-prune",
@@ -253,6 +281,8 @@ _ROWS = (
         target="merge_prune:MergePrune",
         defaults={"prune": 0.4, "score": "input", "level": "parameter", "restore": "zero"},
         pace=Pace(lr=1e-4, schedule="step", warmup=0.0, patience=3),
+        figure="share of entries kept",
+        factor_bytes=8,
     ),
     TuningMethod(
         "arrow",
@@ -265,6 +295,7 @@ _ROWS = (
         defaults={"top_k": 4, "temperature": 1.0},
         pace=Pace(lr=1e-2, steps=0),
         routed=True,
+        figure="mean share of tokens",
     ),
     TuningMethod(
         "rescale",

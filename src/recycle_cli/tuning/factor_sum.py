@@ -18,7 +18,7 @@ from recycle_cli.engine.adapted import Forward
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.products import trained_product
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
-from recycle_cli.tuning.layout import INITS, Layout, Start
+from recycle_cli.tuning.layout import INITS, Start
 from recycle_cli.tuning.tuned import Ingredients, Share, Tuned
 
 
@@ -135,7 +135,5 @@ class FactorSum(Tuned):
 def _start(ingredients: Ingredients, init: str) -> Tensor:
     """The weights at one of the INITS, (adapters,)."""
     count = len(ingredients.updates)
-    layout = Layout(("model",), torch.ones(1, count, dtype=torch.bool), {}, {})
     owner = torch.arange(count)[None]
-    given = Start(layout, owner, count, ingredients.target, ingredients.seed)
-    return INITS[init](given)[0]
+    return INITS[init](Start(owner, count, ingredients.target, ingredients.seed))[0]

@@ -101,23 +101,21 @@ class Start:
     """What an initialisation may depend on.
 
     Args:
-        layout: the coefficients.
-        owner: (groups, width) int64, the adapter that an entry belongs to.
+        owner: (groups, width) int64, the adapter that an entry of the coefficients belongs to.
         adapters: how many there are.
         target: the position of the target LoRA among them, or None.
         seed: of what is drawn.
     """
 
-    layout: Layout
     owner: Tensor
     adapters: int
     target: int | None
     seed: int
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> torch.Size:
         """(groups, width)."""
-        return self.layout.present.shape[0], self.layout.present.shape[1]
+        return self.owner.shape
 
 
 def _one_hot(start: Start) -> Tensor:

@@ -98,7 +98,7 @@ class Mixture(Tuned):
         }
         self.layout: Layout = lay_out(self.owners, self.adapters, recipe.granularity)
         owner = _owners(self.layout, self.owners)
-        start = INITS[recipe.init](Start(self.layout, owner, self.adapters, target, seed))
+        start = INITS[recipe.init](Start(owner, self.adapters, target, seed))
         if recipe.factors == "new":
             # Its B is zero, so with a coefficient of zero neither would ever move.
             start = torch.where((owner == self.adapters - 1) & (start == 0), 1.0, start)
@@ -108,6 +108,13 @@ class Mixture(Tuned):
         self._reuse = Reuse()
         self._present = self.layout.present.to(device)
         self._columns = {path: taken.to(device) for path, taken in self.layout.column.items()}
+
+    def public_name(self, name: str) -> str:
+        """See `Tuned`: coefficients, slopes and offsets go by the name of their group."""
+        kind, _, which = name.partition(".")
+        if kind in ("lora_A", "lora_B"):
+            return super().public_name(name)
+        return f"{kind}.{self.layout.groups[int(which)]}"
 
     def row(self, number: int) -> Tensor:
         """f(c) of a group, or a f(c) + b, (width,)."""
@@ -263,14 +270,14 @@ def build(ingredients: Ingredients, *, factors: Factors = "frozen", **settings: 
     Args:
         ingredients: the adapters.
         factors: as in `MixtureRecipe`.
-        settings: the rest of `MixtureRecipe`; and `new_rank`: where it is given and there is no
-            target LoRA among the adapters, a new LoRA of that rank joins them, in every module
-            that one of them has, with A ~ N(0, 0.01^2) and B = 0.
+        settings: the rest of `MixtureRecipe`; and `new_rank`: where it is a number, a new LoRA of
+            that rank joins the adapters, in every module that one of them has, with
+            A ~ N(0, 0.01^2) and B = 0.
     """
     given = ingredients
     updates = list(given.updates)
     new_rank = settings.pop("new_rank", None)
-    if isinstance(new_rank, int) and given.target is None:
+    if isinstance(new_rank, int):
         updates.append(new_lora(given, new_rank, _small))
     recipe = MixtureRecipe(factors=factors, **settings)  # type: ignore[arg-type]  # checked before
     return Mixture(updates, recipe, given.device, given.target, given.seed, given.dtype)

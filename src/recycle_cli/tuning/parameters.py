@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from recycle_cli.lora.config import MAX_RANK
 from recycle_cli.parameters import Parameter
 from recycle_cli.tuning.choices import (
     ACTIVATIONS,
@@ -52,9 +53,18 @@ PARAMETERS: Mapping[str, Parameter] = {
             choices=OPTIMIZERS,
         ),
         Parameter(
-            "bound", float, "ngopt looks for coefficients in [-bound, bound].", low_is_out=True
+            "bound",
+            float,
+            "ngopt looks for coefficients in [-bound, bound]; the start is clipped to that.",
+            low_is_out=True,
         ),
-        Parameter("new_rank", int, "The rank of the new LoRA that is trained beside.", low=1),
+        Parameter(
+            "new_rank",
+            int,
+            "The rank of the new LoRA that is trained beside.",
+            low=1,
+            high=MAX_RANK,
+        ),
         Parameter(
             "reduce_rank",
             bool,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recycle_cli.lora.norm import inner_product, squared_norm
 from recycle_cli.lora.update import Lazy, LowRankUpdate, ModelUpdate
+from recycle_cli.parameters import Value
 from recycle_cli.tuning.layout import ADAPTER
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe, new_lora
 from recycle_cli.tuning.tuned import Ingredients
@@ -46,6 +47,11 @@ class SDLora(Mixture):
         updates.append(new_lora(given, rank, _kaiming))
         super().__init__(updates, RECIPE, given.device, None, given.seed, given.dtype)
         self.distill = distill
+        self.new_rank = rank
+
+    def chosen(self) -> dict[str, Value]:
+        """See `Tuned`."""
+        return {"new_rank": self.new_rank}
 
     def finish(self) -> dict[str, float]:
         """Absorbs the new direction into the others' magnitudes where they can express it.

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,17 @@ from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.products import Reuse
 from recycle_cli.engine.search import SearchPlan, search
 from recycle_cli.engine.store import Store
-from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
+from recycle_cli.engine.training import (
+    Hooks,
+    Trained,
+    TrainingPlan,
+    train,
+    validation_loss,
+)
 from recycle_cli.errors import InputError
 from recycle_cli.lora.routed import RoutedAdapter
 from recycle_cli.lora.update import ModelUpdate
+from recycle_cli.parameters import Value
 from recycle_cli.progress import Progress
 
 
@@ -80,7 +87,14 @@ class Tuned(nn.Module, abc.ABC):
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors that `load` takes, for `mixture.safetensors`."""
-        return {name: parameter.detach().cpu() for name, parameter in self.named_parameters()}
+        return {
+            self.public_name(name): parameter.detach().cpu()
+            for name, parameter in self.named_parameters()
+        }
+
+    def public_name(self, name: str) -> str:
+        """What a parameter is called in `state`."""
+        return name.replace("/", ".")
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Starts from what `state` gave.
@@ -88,7 +102,7 @@ class Tuned(nn.Module, abc.ABC):
         Raises:
             InputError: the tensors are not those of this method with these adapters.
         """
-        own = dict(self.named_parameters())
+        own = {self.public_name(name): parameter for name, parameter in self.named_parameters()}
         if {n: p.shape for n, p in own.items()} != {n: s.shape for n, s in state.items()}:
             raise InputError(
                 "the state to start from is that of other adapters or settings",
@@ -109,7 +123,12 @@ class Tuned(nn.Module, abc.ABC):
         """Called after each optimizer step; gradients are still there."""
 
     def finish(self) -> dict[str, float]:
-        """Called after training with the best parameters in place; gives figures for the record."""
+        """Called after training with the best parameters in place; gives figures for the record,
+        and some wherever it changed what was trained."""
+        return {}
+
+    def chosen(self) -> dict[str, Value]:
+        """The parameters of the method that it set itself, with their values in force."""
         return {}
 
     def searched(self) -> list[tuple[nn.Parameter, Tensor]]:
@@ -172,8 +191,12 @@ def fit(
     plan: TrainingPlan | SearchPlan,
     progress: Progress,
     store: Store | None = None,
-) -> Trained:
+) -> tuple[Trained, dict[str, float]]:
     """Trains it; it ends at the step with the lowest validation loss.
+
+    Returns:
+        What came of it, and the figures of `Tuned.finish`. Where that changed what was trained,
+        the loss is that of the result; of the training's best step it is in the history.
 
     Raises:
         AdapterProblem: an adapter does not fit the base model.
@@ -181,15 +204,29 @@ def fit(
     """
     with tuned.attached(base, tokens_a_pass(examples, plan)):
         tuned.prepare(base, examples)
-        if isinstance(plan, SearchPlan):
-            searched = tuned.searched()
-            return search(
-                base, searched, examples, valid, plan, progress, tuned.penalty, store, tuned.reuse
-            )
-        hooks = Hooks(
-            penalty=tuned.penalty,
-            after_step=tuned.after_step,
-            buffers=dict(tuned.named_buffers()),
+        trained = _search_or_train(base, tuned, examples, valid, plan, progress, store)
+        figures = tuned.finish()
+        if figures:
+            trained = replace(trained, best_loss=validation_loss(base, valid, examples))
+    return trained, figures
+
+
+def _search_or_train(
+    base: BaseModel,
+    tuned: Tuned,
+    examples: Sequence[Example],
+    valid: Sequence[Example],
+    plan: TrainingPlan | SearchPlan,
+    progress: Progress,
+    store: Store | None,
+) -> Trained:
+    if isinstance(plan, SearchPlan):
+        searched = tuned.searched()
+        return search(
+            base, searched, examples, valid, plan, progress, tuned.penalty, store, tuned.reuse
         )
-        parameters = dict(tuned.named_parameters())
-        return train(base, parameters, examples, valid, plan, progress, hooks, store)
+    hooks = Hooks(
+        penalty=tuned.penalty, after_step=tuned.after_step, buffers=dict(tuned.named_buffers())
+    )
+    parameters = dict(tuned.named_parameters())
+    return train(base, parameters, examples, valid, plan, progress, hooks, store)

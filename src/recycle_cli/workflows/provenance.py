@@ -21,6 +21,7 @@ class RunFields(TypedDict):
     command: list[str]
     elapsed_s: float
     peak_memory_bytes: int
+    peak_device_memory_bytes: int | None
 
 
 class Clock:
@@ -42,6 +43,7 @@ class Clock:
             "command": command,
             "elapsed_s": self.elapsed_s,
             "peak_memory_bytes": peak_memory_bytes(),
+            "peak_device_memory_bytes": peak_device_memory_bytes(),
         }
 
 
@@ -61,3 +63,12 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held at once."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_memory_bytes() -> int | None:
+    """The most memory that tensors have held at once on the accelerator; None where there is none,
+    or where nothing was put on it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())

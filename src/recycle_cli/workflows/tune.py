@@ -1,21 +1,13 @@
 """`recycle tune`: learn a mixture of adapters, or train a target LoRA, on a task's examples."""
 
-import contextlib
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recycle_cli import __version__
-from recycle_cli.errors import InputError
 from recycle_cli.evaluation.tasks import training_split
-from recycle_cli.parameters import Value
 from recycle_cli.progress import Progress
 from recycle_cli.records import AdapterRef, BestStep, MixedAdapter, TuneDocument, TuneTask
-from recycle_cli.tuning.catalog import NGOPT, TuningMethod, find_tuning_method
-from recycle_cli.workflows.adapters import OpenSource, Source
+from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.model_card import render_card
 from recycle_cli.workflows.output_folder import (
     RECORD_FILE,
@@ -23,57 +15,32 @@ from recycle_cli.workflows.output_folder import (
     write_record,
     writing,
 )
-from recycle_cli.workflows.provenance import Clock, shown
+from recycle_cli.workflows.provenance import Clock
 from recycle_cli.workflows.tune_card import others_licenses, tune_card, tune_warnings
+from recycle_cli.workflows.tune_job import (
+    Job,
+    build_tuned,
+    in_force,
+    lora_recipe,
+    mixture_plan,
+    tell_budget,
+    training_plan,
+)
 from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
+from recycle_cli.workflows.tune_state import store_of, unfinished, write_mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recycle_cli.engine.base_model import BaseModel
-    from recycle_cli.engine.budget import Budget
-    from recycle_cli.engine.encoding import Example
-    from recycle_cli.engine.search import SearchPlan
-    from recycle_cli.engine.store import Store
-    from recycle_cli.engine.training import Trained, TrainingPlan
+    from recycle_cli.engine.training import Trained
     from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import ModelUpdate
-    from recycle_cli.tuning.target_lora import LoraRecipe
-    from recycle_cli.tuning.tuned import Ingredients, Tuned
+    from recycle_cli.tuning.tuned import Tuned
 
-STATE_FILE = "mixture.safetensors"
 # The logits of the exported adapter are compared with those of the model as trained on this many
 # training rows.
 COMPARED_ROWS = 8
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run works on: `folder` is where it saves the adapter, `state` where it is kept while
-    it goes on."""
-
-    request: TuneRequest
-    sources: Sequence[Source]
-    target: Source | None
-    train: "list[Example]"
-    valid: "list[Example]"
-    folder: Path
-    state: Path
-
-    @property
-    def method(self) -> TuningMethod:
-        """Its row in the catalog."""
-        return find_tuning_method(self.request.method)
-
-    @property
-    def mixed(self) -> list[Source]:
-        """The adapters of a mixture: those of the pool, then the target LoRA."""
-        return [*self.sources, *([self.target] if self.target else [])]
-
-    @property
-    def settings(self) -> dict[str, Value]:
-        """The method's parameters in force."""
-        return self.method.settings(self.request.parameters, self.target is not None)
 
 
 @dataclass(frozen=True)
@@ -115,31 +82,11 @@ def tune(
     check_request(request, sources, target)
     train, valid = training_split(request.task, request.seed, request.rows)
     rows = encode_examples(base, train), encode_examples(base, valid)
-    with _unfinished(request, progress) as state, writing(request.out, request.force) as folder:
+    with unfinished(request, progress) as state, writing(request.out, request.force) as folder:
         if request.train_target:
             first = Job(request.of_target(), (), None, *rows, folder / TARGET_FOLDER, state)
             target = _train_target(first, base, progress)
         return _run(Job(request, sources, target, *rows, folder, state), base, progress)
-
-
-@contextlib.contextmanager
-def _unfinished(request: TuneRequest, progress: Progress) -> Iterator[Path]:
-    """Where the state of the run is kept until it has ended well, or cannot."""
-    from recycle_cli.engine.training import Diverged
-
-    state = request.state_folder
-    if not request.resume:
-        shutil.rmtree(state, ignore_errors=True)
-    try:
-        yield state
-    except Diverged:
-        shutil.rmtree(state, ignore_errors=True)
-        raise
-    except BaseException:
-        if state.exists():
-            progress.message(f"The run is kept in {shown(state)}: go on with it with --resume.")
-        raise
-    shutil.rmtree(state, ignore_errors=True)
 
 
 def _train_target(job: Job, base: "BaseModel", progress: Progress) -> Source:
@@ -169,21 +116,13 @@ def _train_lora(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
     with target_lora(base, recipe, request.seed) as peft_model:
         budget = lora_budget(base, peft_model, job.train, plan, request.max_memory)
         plan = budget.fitted(plan)
-        _tell(job, plan, budget, progress)
+        tell_budget(job, plan, budget, progress)
         progress.stage("training a target LoRA", plan.steps)
-        settings = _in_force(job, base, plan, vars(recipe))
-        store = _store(job, settings)
+        settings = in_force(job, base, plan, vars(recipe))
+        store = store_of(job, settings)
         trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress, store)
         save_target_lora(peft_model, job.folder, dtype_named(request.save_dtype))
         return _Outcome(trained, settings, _compared_logits(job, base))
-
-
-def lora_recipe(job: Job) -> "LoraRecipe":
-    """The shape of the LoRA to train."""
-    from recycle_cli.tuning.target_lora import LoraRecipe
-
-    shape = vars(job.request.lora)
-    return LoraRecipe(**{name: value for name, value in shape.items() if value is not None})
 
 
 def _mix(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
@@ -191,107 +130,28 @@ def _mix(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
 
     tuned = build_tuned(job, base)
     plan, budget = mixture_plan(job, base, tuned)
-    _tell(job, plan, budget, progress)
+    tell_budget(job, plan, budget, progress)
     progress.detail(tuned.told(base, tokens_a_pass(job.train, plan)))
     progress.stage(f"mixing {len(job.mixed)} adapters", plan.steps)
-    settings = _in_force(job, base, plan, job.settings)
-    trained = fit(base, tuned, job.train, job.valid, plan, progress, _store(job, settings))
-    figures = tuned.finish()
+    settings = in_force(job, base, plan, {**job.settings, **tuned.chosen()})
+    store = store_of(job, settings)
+    trained, figures = fit(base, tuned, job.train, job.valid, plan, progress, store)
     energy_kept = _export(job, tuned)
     with tuned.attached(base):
         logits = _compared_logits(job, base)
-    return _Outcome(trained, settings, logits, _shares(tuned, job), energy_kept, figures)
-
-
-def build_tuned(job: Job, base: "BaseModel") -> "Tuned":
-    """What is trained, at its start."""
-    from recycle_cli.engine.budget import check_room
-
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(s.open(job.request.base_model)) for s in job.mixed]
-        needed = sum(one.entries for one in opened) * base.dtype.itemsize
-        check_room(needed, base.compute.device, job.request.max_memory, "the adapters' factors")
-        tuned = job.method.build(_ingredients(job, base, opened), job.settings)
-    if job.request.init_from:
-        _start_from(job, tuned)
-    return tuned
-
-
-def mixture_plan(
-    job: Job, base: "BaseModel", tuned: "Tuned"
-) -> "tuple[TrainingPlan | SearchPlan, Budget]":
-    """How to train it, with passes that fit into memory, and the memory that takes.
-
-    Raises:
-        RecycleError: the memory does not suffice.
-    """
-    from recycle_cli.engine.budget import Budget, free_memory
-    from recycle_cli.engine.search import SearchPlan
-    from recycle_cli.tuning.tuned import budget_of
-
-    limit = job.request.max_memory
-    searches = job.settings.get("optimizer") == NGOPT
-    plan = _search_plan(job) if searches else training_plan(job)
-    if isinstance(plan, SearchPlan) or plan.steps == 0:  # so nothing is kept for gradients
-        free = free_memory(base.compute.device) if limit is None else limit
-        return plan, Budget(trained=0, fixed=0, a_row=0, free=free)
-    budget = budget_of(base, tuned, job.train, plan, limit)
-    return budget.fitted(plan), budget
-
-
-def _tell(
-    job: Job, plan: "TrainingPlan | SearchPlan", budget: "Budget", progress: Progress
-) -> None:
-    """Says what memory a training takes, and that it goes in smaller passes where it does."""
-    from recycle_cli.engine.budget import in_words
-
-    rows = plan.rows_a_pass
-    progress.detail(
-        f"training takes about {in_words(budget.needed(rows))} beyond the model and the adapters; "
-        f"{in_words(budget.free)} may be taken"
-    )
-    if rows < (job.request.micro_batch or plan.batch_size):
-        progress.message(
-            f"memory is short: the {plan.batch_size} rows of a step go {rows} at a time"
-        )
-
-
-def _ingredients(job: Job, base: "BaseModel", opened: Sequence[OpenSource]) -> "Ingredients":
-    """The adapters of a mixture, in the order of `job.mixed`."""
-    from recycle_cli.tuning.tuned import Ingredients
-
-    request = job.request
-    return Ingredients(
-        updates=_reinitialised(job, [one.update for one in opened]),
-        target=job.mixed.index(job.target) if job.target else None,
-        seed=request.seed,
-        device=base.compute.device,
-        dtype=base.dtype,
-    )
-
-
-def _reinitialised(job: Job, updates: "Sequence[ModelUpdate]") -> "list[ModelUpdate]":
-    """The updates, or their random twins where the request asks for a control."""
-    from recycle_cli.lora.random_twin import random_twin
-
-    reinit, seed = job.request.reinit, job.request.seed
-    return [
-        update
-        if reinit == "none" or (reinit != "all" and source is job.target)
-        else random_twin(update, source.ref.sha256, seed, "norm" if reinit == "norm" else "spread")
-        for source, update in zip(job.mixed, updates, strict=True)
-    ]
+    given, new = _shares(tuned, job)
+    return _Outcome(trained, settings, logits, given, energy_kept, {**figures, **new})
 
 
 def _export(job: Job, tuned: "Tuned") -> float:
     """Writes the adapter, and the state to start from again beside it; gives the share of the
     squared norm that its rank limit kept, all of it where it is no LoRA."""
-    from recycle_cli.lora.folder import save_tensors, write_adapter
+    from recycle_cli.lora.folder import write_adapter
     from recycle_cli.lora.routed import RoutedAdapter, write_routed
     from recycle_cli.lora.truncation import parse_rank_policy, truncate
 
     request, dtype = job.request, dtype_named(job.request.save_dtype)
-    save_tensors(tuned.state(), job.folder / STATE_FILE, _origin(job))
+    write_mixture(job, tuned)
     result = tuned.result()
     if isinstance(result, RoutedAdapter):
         refs = [source.ref for source in job.mixed]
@@ -300,35 +160,6 @@ def _export(job: Job, tuned: "Tuned") -> float:
     cut = truncate(result, parse_rank_policy(request.export_rank))
     write_adapter(job.folder, cut.update, request.base_model, dtype)
     return cut.energy_kept
-
-
-def _origin(job: Job) -> dict[str, str]:
-    """What the tensors of a state are about."""
-    adapters = [source.ref.sha256 for source in job.mixed]
-    return {"format": "pt", "method": job.request.method, "adapters": json.dumps(adapters)}
-
-
-def _start_from(job: Job, tuned: "Tuned") -> None:
-    from safetensors import SafetensorError
-
-    from recycle_cli.lora.folder import read_tensors
-
-    assert job.request.init_from is not None
-    path = job.request.init_from / STATE_FILE
-    try:
-        state, origin = read_tensors(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"--init-from {job.request.init_from} has no readable {STATE_FILE}: {error}",
-            "name a folder that recycle tune wrote from adapters",
-        ) from error
-    for key, words in (("method", "another method"), ("adapters", "other adapters or their order")):
-        if origin.get(key) != _origin(job)[key]:
-            raise InputError(
-                f"{path} is about {words}: {origin.get(key)}",
-                "use the same method and adapters as there",
-            )
-    tuned.load(state)
 
 
 def _compared_logits(job: Job, base: "BaseModel") -> "Tensor":
@@ -341,10 +172,10 @@ def _compared_logits(job: Job, base: "BaseModel") -> "Tensor":
         return answer_logits(base, collate(base, job.train[:COMPARED_ROWS])).float()
 
 
-def _shares(tuned: "Tuned", job: Job) -> list[MixedAdapter]:
-    # A method may add an adapter of its own after the given ones.
-    shares = tuned.shares()[: len(job.mixed)]
-    return [
+def _shares(tuned: "Tuned", job: Job) -> tuple[list[MixedAdapter], dict[str, float]]:
+    """How much of each adapter is used, and, as a figure, of the one that the method added."""
+    given, new = tuned.shares()[: len(job.mixed)], tuned.shares()[len(job.mixed) :]
+    mixed = [
         MixedAdapter(
             **source.ref.model_dump(),
             role="target" if source is job.target else "pool",
@@ -352,69 +183,9 @@ def _shares(tuned: "Tuned", job: Job) -> list[MixedAdapter]:
             coefficient_mean=share.mean,
             coefficient_max_abs=share.max_abs,
         )
-        for source, share in zip(job.mixed, shares, strict=True)
+        for source, share in zip(job.mixed, given, strict=True)
     ]
-
-
-def training_plan(job: Job) -> "TrainingPlan":
-    """How to train, as the request and the method say."""
-    from recycle_cli.engine.training import TrainingPlan
-
-    request = job.request
-    return TrainingPlan(
-        **vars(request.pace_in_force()),
-        micro_batch=request.micro_batch,
-        checkpointing=request.checkpointing,
-        seed=request.seed,
-    )
-
-
-def _search_plan(job: Job) -> "SearchPlan":
-    from recycle_cli.engine.search import SearchPlan
-
-    pace, bound = job.request.pace_in_force(), job.settings["bound"]
-    size = job.request.pace.get("batch_size", SearchPlan.batch_size)
-    assert isinstance(bound, float)
-    return SearchPlan(pace.steps, bound, size, seed=job.request.seed)
-
-
-def _in_force(
-    job: Job,
-    base: "BaseModel",
-    plan: "TrainingPlan | SearchPlan",
-    parameters: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Every setting that shaped the result."""
-    request = job.request
-    return {
-        **parameters,
-        **asdict(plan),
-        "rows": request.rows,
-        "reinit": request.reinit,
-        "export_rank": request.export_rank,
-        "init_from": str(request.init_from) if request.init_from else None,
-        "save_dtype": request.save_dtype,
-        "base_dtype": str(base.compute.dtype).removeprefix("torch."),
-        "device": str(base.compute.device),
-    }
-
-
-def _store(job: Job, settings: Mapping[str, Any]) -> "Store":
-    """Where the run is kept while it goes on, known by all that shapes it."""
-    from recycle_cli.engine.store import Store
-
-    request = job.request
-    # How many rows a pass takes depends on what memory is free; it changes no more than rounding.
-    run = {
-        **{name: value for name, value in settings.items() if name != "micro_batch"},
-        "method": request.method,
-        "base_model": request.base_model,
-        "task": request.task.sha256,
-        "adapters": [source.ref.sha256 for source in job.mixed],
-        "target": job.target.ref.sha256 if job.target else None,
-        "version": __version__,
-    }
-    return Store(job.state / request.method, run)
+    return mixed, {"new_lora_coefficient": new[0].mean} if new else {}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,23 @@
 """`recycle tune --dry-run`: how much memory a tuning would take."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recycle_cli.evaluation.tasks import training_split
-from recycle_cli.records import BudgetDocument
+from recycle_cli.records import AdapterRef, BudgetDocument
 from recycle_cli.workflows.adapters import Source
-from recycle_cli.workflows.tune import Job, build_tuned, lora_recipe, mixture_plan, training_plan
-from recycle_cli.workflows.tune_request import TuneRequest, check_request
+from recycle_cli.workflows.output_folder import dtype_named
+from recycle_cli.workflows.tune_job import (
+    Job,
+    build_tuned,
+    lora_recipe,
+    mixture_plan,
+    training_plan,
+)
+from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,31 +31,30 @@ if TYPE_CHECKING:
 def budgets(
     request: TuneRequest, sources: Sequence[Source], target: Source | None, base: "BaseModel"
 ) -> list[BudgetDocument]:
-    """The memory that `tune` would take with the same arguments, run by run; nothing is trained or
-    written. A target LoRA that has yet to be trained is left out of the mixture.
+    """The memory that `tune` would take with the same arguments, run by run; nothing is trained,
+    and nothing is written to stay.
 
     Raises:
         InputError: as `tune`.
         RecycleError: the memory does not suffice.
     """
-    check_request(request, sources, target)
-    return [
-        (_of_mixture if job.method.mixes else _of_lora)(job, base)
-        for job in _jobs(request, sources, target, base)
-    ]
-
-
-def _jobs(
-    request: TuneRequest, sources: Sequence[Source], target: Source | None, base: "BaseModel"
-) -> Iterator[Job]:
     from recycle_cli.engine.encoding import encode_examples
+    from recycle_cli.lora.folder import weights_sha256
 
+    check_request(request, sources, target)
     train, _ = training_split(request.task, request.seed, request.rows)
     rows = encode_examples(base, train)
-    if request.train_target:
-        yield Job(request.of_target(), (), None, rows, [], request.out, request.state_folder)
-    if sources or target or not request.train_target:
-        yield Job(request, sources, target, rows, [], request.out, request.state_folder)
+    documents = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if request.train_target:
+            first = Job(request.of_target(), (), None, rows, [], folder, request.state_folder)
+            documents.append(_of_lora(first, base))
+            ref = AdapterRef(id=TARGET_FOLDER, sha256=weights_sha256(folder), path=name)
+            target = Source(ref, place=folder)
+        job = Job(request, sources, target, rows, [], folder, request.state_folder)
+        documents.append((_of_mixture if job.method.mixes else _of_lora)(job, base))
+    return documents
 
 
 def _of_mixture(job: Job, base: "BaseModel") -> BudgetDocument:
@@ -60,13 +68,15 @@ def _of_mixture(job: Job, base: "BaseModel") -> BudgetDocument:
 
 
 def _of_lora(job: Job, base: "BaseModel") -> BudgetDocument:
-    from recycle_cli.tuning.target_lora import lora_budget, target_lora
+    """The document; the LoRA, as it would start, is left in the job's folder."""
+    from recycle_cli.tuning.target_lora import lora_budget, save_target_lora, target_lora
 
     own = list(base.model.parameters())
     plan = training_plan(job)
     with target_lora(base, lora_recipe(job), job.request.seed) as peft_model:
         budget = lora_budget(base, peft_model, job.train, plan, job.request.max_memory)
         trained = [p for p in peft_model.parameters() if p.requires_grad]
+        save_target_lora(peft_model, job.folder, dtype_named("float32"))
         return _document(job, base, _Found(budget.fitted(plan), budget, trained, trained), own)
 
 

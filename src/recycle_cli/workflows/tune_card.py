@@ -15,8 +15,6 @@ from recycle_cli.workflows.tune_request import TuneRequest
 if TYPE_CHECKING:
     from recycle_cli.engine.training import Trained
 
-FIGURES = {False: "mean coefficient", True: "mean share of tokens"}
-"""What is told of each adapter, by whether the result routes."""
 CONTROLS = {
     "none": "",
     "experts": " Control: the pool's adapters were replaced by noise of the same spread.",
@@ -77,7 +75,7 @@ def tune_card(request: TuneRequest, document: TuneDocument) -> Card:
             CardSource(a.id, a.revision, a.sha256, a.coefficient_mean, a.license)
             for a in document.adapters
         ],
-        figure=FIGURES[method.routed],
+        figure=method.figure,
         routed=method.routed,
         facts=_facts(document),
         command=shlex.join(document.command),

@@ -1,6 +1,5 @@
 """What `recycle tune` is asked to do, and whether that can be done."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.evaluation.tasks import Task, training_split
-from recycle_cli.parameters import Value
+from recycle_cli.parameters import Parameter, Value
 from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
 from recycle_cli.tuning.choices import SCHEDULES
 from recycle_cli.tuning.parameters import PARAMETERS
@@ -18,6 +17,13 @@ from recycle_cli.workflows.provenance import shown
 
 Reinit = Literal["none", "experts", "all", "norm"]
 REINITS: tuple[Reinit, ...] = ("none", "experts", "all", "norm")
+PACE = (
+    Parameter("lr", float, "Peak rate.", low_is_out=True),
+    Parameter("warmup", float, "Share of the steps over which the rate rises.", high=1.0),
+    Parameter("weight_decay", float, "AdamW's decoupled decay."),
+    Parameter("max_grad_norm", float, "Gradients are clipped to this norm.", low_is_out=True),
+)
+"""The ranges of a pace's numbers; the command line checks those of whole numbers itself."""
 TARGET_FOLDER = "target"
 LORA = "lora"
 
@@ -190,30 +196,22 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     check_save_dtype(request.save_dtype)
     parse_rank_policy(request.export_rank)
     _check_pace(request.pace)
-    _check_pace(request.target_pace, "--target-")
+    _check_pace(request.target_pace, "target_")
     _check_target(request, target)
     has_target = target is not None or request.train_target
-    method.settings(request.parameters, has_target)
+    method.settings(request.parameters, has_target, request.init_from is not None)
     _check_use_of_options(request, method)
     _check_adapters(request, method, sources, target)
     _check_unfinished(request)
 
 
-def _check_pace(pace: Mapping[str, Any], prefix: str = "--") -> None:
+def _check_pace(pace: Mapping[str, Any], prefix: str = "") -> None:
     schedule = pace.get("schedule", "cosine")
     if schedule not in SCHEDULES:
         raise unknown_name("--schedule", schedule, SCHEDULES)
-    for name, low, high in (
-        ("lr", 0.0, math.inf),
-        ("warmup", -1e-9, 1.0),
-        ("weight_decay", -1e-9, math.inf),
-        ("max_grad_norm", 0.0, math.inf),
-    ):
-        value = pace.get(name)
-        if value is not None and not (low < value <= high and value < math.inf):
-            above = "above 0" if low == 0 else "from 0" + (" to 1" if high == 1 else "")
-            option = prefix + name.replace("_", "-")
-            raise InputError(f"{option} is {value:g}", f"use a number {above}")
+    for allowed in PACE:
+        if allowed.name in pace:
+            replace(allowed, name=prefix + allowed.name).check(pace[allowed.name])
 
 
 def _check_target(request: TuneRequest, target: Source | None) -> None:
@@ -227,6 +225,8 @@ def _check_target(request: TuneRequest, target: Source | None) -> None:
             "LoRA that --train-target trains",
             "give --train-target too, or leave it out",
         )
+    if "lr" in request.target_pace and request.target_pace.get("steps") == 0:
+        raise InputError("--target-lr has no effect with --target-steps 0", "leave one of them out")
 
 
 def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
@@ -241,8 +241,7 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
             "leave it out; the card lists every source's licence",
         )
     if method.mixes and not request.train_target and request.lora != LoraShape():
-        usual = vars(LoraShape())
-        given = [name for name, value in vars(request.lora).items() if value != usual[name]]
+        given = [word for word in request.lora.words("--target-rank") if word.startswith("--")]
         raise InputError(
             f"--method {method.name} trains no LoRA, so it has no use for {', '.join(given)}",
             "leave out the options that shape a LoRA, or train one: --method lora, --train-target",

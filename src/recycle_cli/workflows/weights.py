@@ -9,6 +9,7 @@ from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, find_merge_method
 from recycle_cli.merging.parameters import cancel
 from recycle_cli.records import Document, MergeDocument, SelectionDocument, TuneDocument
+from recycle_cli.tuning.catalog import COEFFICIENT, find_tuning_method
 from recycle_cli.workflows.adapters import Source, counted
 
 FROM = "from:"
@@ -168,5 +169,12 @@ def _values(field: str, document: Document) -> list[tuple[str, float]]:
     if field == "weight" and isinstance(document, MergeDocument):
         return [(adapter.sha256, adapter.weight) for adapter in document.adapters]
     if field == "coefficient" and isinstance(document, TuneDocument):
+        method = find_tuning_method(document.method)
+        if method.figure != COEFFICIENT:
+            raise InputError(
+                f"a result of --method {method.name} has no coefficients: what it tells of an "
+                f"adapter is the {method.figure}",
+                "use another --weights, or tune with another method",
+            )
         return [(adapter.sha256, adapter.coefficient_mean) for adapter in document.adapters]
     return []

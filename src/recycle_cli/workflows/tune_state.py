@@ -1,0 +1,115 @@
+"""What a tuning keeps: its state while it goes on, and the mixture that a later one starts from."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recycle_cli import __version__
+from recycle_cli.errors import InputError
+from recycle_cli.progress import Progress
+from recycle_cli.tuning.catalog import SHAPING
+from recycle_cli.workflows.provenance import shown
+from recycle_cli.workflows.tune_request import TuneRequest
+
+if TYPE_CHECKING:
+    from recycle_cli.engine.store import Store
+    from recycle_cli.tuning.tuned import Tuned
+    from recycle_cli.workflows.tune_job import Job
+
+MIXTURE_FILE = "mixture.safetensors"
+DIFFERS = {"method": "another method", "adapters": "other adapters or their order"}
+
+
+@contextlib.contextmanager
+def unfinished(request: TuneRequest, progress: Progress) -> Iterator[Path]:
+    """Where the state of the run is kept until it has ended well, or cannot."""
+    from recycle_cli.engine.training import Diverged
+
+    state = request.state_folder
+    if not request.resume:
+        shutil.rmtree(state, ignore_errors=True)
+    try:
+        yield state
+    except Diverged:
+        shutil.rmtree(state, ignore_errors=True)
+        raise
+    except BaseException:
+        if state.exists():
+            progress.message(f"The run is kept in {shown(state)}: go on with it with --resume.")
+        raise
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def store_of(job: "Job", settings: Mapping[str, Any]) -> "Store":
+    """Where the run is kept while it goes on, known by all that shapes it."""
+    from recycle_cli.engine.store import Store
+
+    request = job.request
+    # How many rows a pass takes depends on what memory is free; it changes no more than rounding.
+    rows_a_pass = "batch_size" if job.searches else "micro_batch"
+    run = {
+        **{name: value for name, value in settings.items() if name != rows_a_pass},
+        "method": request.method,
+        "base_model": request.base_model,
+        "task": request.task.sha256,
+        "adapters": [source.ref.sha256 for source in job.mixed],
+        "target": job.target.ref.sha256 if job.target else None,
+        "version": __version__,
+    }
+    return Store(job.state / request.method, run)
+
+
+def write_mixture(job: "Job", tuned: "Tuned") -> None:
+    """Writes the trained numbers by name, and what they are about, beside the adapter.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    from recycle_cli.lora.folder import save_tensors
+
+    save_tensors(tuned.state(), job.folder / MIXTURE_FILE, {"format": "pt", **_about(job)})
+
+
+def start_from(job: "Job", folder: Path, tuned: "Tuned") -> None:
+    """Takes the numbers of an earlier run.
+
+    Raises:
+        InputError: there are none, or they are about other adapters or settings.
+    """
+    from safetensors import SafetensorError
+
+    from recycle_cli.lora.folder import read_tensors
+
+    path = folder / MIXTURE_FILE
+    try:
+        state, about = read_tensors(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"--init-from {folder} has no readable {MIXTURE_FILE}: {error}",
+            "name a folder that recycle tune wrote from adapters",
+        ) from error
+    for key, value in _about(job).items():
+        if about.get(key) != value:
+            raise InputError(
+                f"{path} is about {DIFFERS.get(key, 'another ' + key)}: {about.get(key)}, "
+                f"where this run has {value}",
+                "use the same method, adapters and settings as there",
+            )
+    tuned.load(state)
+
+
+def _about(job: "Job") -> dict[str, str]:
+    """What the numbers of a mixture are about, in words that metadata take."""
+    request, sha256s = job.request, [source.ref.sha256 for source in job.mixed]
+    drawn = f" with seed {request.seed}" if request.reinit != "none" else ""
+    shaping = {name: job.settings[name] for name in SHAPING if name in job.settings}
+    return {
+        "method": request.method,
+        "adapters": json.dumps(sha256s),
+        "target": job.target.ref.sha256 if job.target else "none",
+        "reinit": request.reinit + drawn,
+        **{name: str(value) for name, value in shaping.items()},
+    }
