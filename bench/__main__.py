@@ -11,11 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 HERE = Path(__file__).parent
-README, MERGE_PAGE, TUNE_PAGE = (
-    HERE / "README.md",
-    HERE.parent / "docs" / "merge.md",
-    HERE.parent / "docs" / "tune.md",
-)
+README, DOCS = HERE / "README.md", HERE.parent / "docs"
 MARKERS = re.compile(r"(<!-- bench:start -->\n).*(<!-- bench:end -->)", re.DOTALL)
 HEADER = (
     "| what | recycle | extra memory | compared with | takes | extra memory | times as fast |\n"
@@ -25,12 +21,13 @@ HEADER = (
 
 def main() -> None:
     """Runs the benches asked for."""
-    from bench import algebra, merge, passes, startup, tune
+    from bench import algebra, crawl, merge, passes, startup, tune
 
     pages = {
         README: {"startup": startup, "algebra": algebra, "passes": passes},
-        MERGE_PAGE: {"merge": merge},
-        TUNE_PAGE: {"tune": tune},
+        DOCS / "merge.md": {"merge": merge},
+        DOCS / "tune.md": {"tune": tune},
+        DOCS / "crawl.md": {"crawl": crawl},
     }
     names = [name for benches in pages.values() for name in benches]
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     for page, benches in pages.items():
         wanted = [name for name in benches if name in (options.only or names)]
-        lines = [HEADER] if wanted else []
+        lines = [getattr(benches[wanted[0]], "HEADER", HEADER)] if wanted else []
         print(*lines, sep="\n", flush=True)
         for name in wanted:
             for comparison in benches[name].comparisons():

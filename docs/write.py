@@ -1,21 +1,28 @@
 """Writes documents.md, the reference of the JSON documents, from the models in records.py, the
-rules in merge.md from the merging catalog, and the presets in tune.md from the tuning catalog."""
+rules in merge.md from the merging catalog, the presets in tune.md from the tuning catalog, and the
+checks in crawl.md from those that vetting runs."""
 
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recycle_cli import records
+from recycle_cli.lora.config import UNSUPPORTED
 from recycle_cli.merging.catalog import METHODS, WEIGHT_USES, MergeMethod
+from recycle_cli.store.vetting import CHECKS
 from recycle_cli.tuning import catalog as tuning
 
 PAGE = Path(__file__).with_name("documents.md")
 MERGE_PAGE = Path(__file__).with_name("merge.md")
 TUNE_PAGE = Path(__file__).with_name("tune.md")
+CRAWL_PAGE = Path(__file__).with_name("crawl.md")
 RULES = re.compile(r"(<!-- rules:start -->\n).*(<!-- rules:end -->)", re.DOTALL)
 PRESETS = re.compile(r"(<!-- presets:start -->\n).*(<!-- presets:end -->)", re.DOTALL)
+CHECKED = re.compile(r"(<!-- checks:start -->\n).*(<!-- checks:end -->)", re.DOTALL)
+FEATURES = re.compile(r"(<!-- features:start -->\n).*(<!-- features:end -->)", re.DOTALL)
 HEAD = """\
 # JSON documents
 
@@ -151,7 +158,28 @@ def _setting(name: str, value: Any) -> str:
     return f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}"
 
 
+def crawl_page() -> str:
+    """The page on crawling, with the checks as vetting runs them."""
+    features = {feature.code for feature in UNSUPPORTED.values()}
+    rows = ["| check | what it asks | reasons |", "|---|---|---|"]
+    for check in CHECKS:
+        codes = [f"`{code}`" for code in check.codes if code not in features]
+        more = ["a feature below"] * (len(codes) < len(check.codes))
+        rows.append(f"| {check.name} | {check.sentence} | {', '.join([*codes, *more])} |")
+    refused = ["| in `adapter_config.json` | reason | because |", "|---|---|---|"]
+    refused += [f"| `{name}` | `{one.code}` | {one.reason} |" for name, one in UNSUPPORTED.items()]
+    text = CRAWL_PAGE.read_text(encoding="utf-8")
+    text = _filled(CHECKED, text, rows)
+    return _filled(FEATURES, text, refused)
+
+
+def _filled(marks: re.Pattern[str], text: str, lines: Sequence[str]) -> str:
+    table = "\n".join(lines) + "\n"
+    return marks.sub(lambda match: match[1] + table + match[2], text)
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     MERGE_PAGE.write_text(merge_page(), encoding="utf-8")
     TUNE_PAGE.write_text(tune_page(), encoding="utf-8")
+    CRAWL_PAGE.write_text(crawl_page(), encoding="utf-8")

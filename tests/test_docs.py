@@ -23,6 +23,9 @@ def test_pages_written_from_the_code_are_fresh() -> None:
     assert (ROOT / "docs/merge.md").read_text(encoding="utf-8") == module.merge_page(), (
         "run: make docs"
     )
+    assert (ROOT / "docs/crawl.md").read_text(encoding="utf-8") == module.crawl_page(), (
+        "run make docs"
+    )
     assert (ROOT / "docs/tune.md").read_text(encoding="utf-8") == module.tune_page(), (
         "run: make docs"
     )

@@ -7,10 +7,12 @@ is meant: RECYCLE_UPDATE_GOLDEN=1 pytest tests/cli/test_golden_documents.py
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.command import POOL, Recycle
 
 from recycle_cli.records import DOCUMENTS, read_documents
@@ -23,6 +25,10 @@ COMMANDS = {
     "index": "index",
     "list": "index list --sort id --status all",
     "stats": "index stats",
+    "twins": "crawl twins --base-model BASE",
+    "duplicates": "index duplicates",
+    "verify": "index verify",
+    "forget": "index forget again plain",
     "select": "select --method random -k 2 --base-model BASE",
     "methods": "merge --list",
     "merge": "merge lab/plain shop/mlp --base-model BASE --rank 3 --out merged",
@@ -56,10 +62,19 @@ def blanked(value: Any, places: dict[str, str], key: str = "") -> Any:
     return value
 
 
+def put_twins(original: Path, folder: Path) -> None:
+    """The same file under another name, and the same tensors in another file."""
+    for name in ("again", "plain"):
+        shutil.copytree(original, folder / name)
+    weights = folder / "again/adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"saved": "again"})
+
+
 def test_documents_are_as_recorded(
     recycle: Recycle, pool: Path, pico_folder: Path, task: Path, tmp_path: Path
 ) -> None:
     places = {str(pool): "POOL", str(pico_folder): "BASE", str(task): "TASK", str(tmp_path): "HERE"}
+    put_twins(pool / "lab/plain", tmp_path / "twins")
     words_for = {name: [place] for place, name in places.items()} | {"FEW": list(FEW_STEPS)}
     for name, line in COMMANDS.items():
         words = [word for part in line.split() for word in words_for.get(part, [part])]

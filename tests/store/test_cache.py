@@ -14,12 +14,12 @@ from recycle_cli.errors import RecycleError
 from recycle_cli.lora.config import AdapterConfig, parse_config
 from recycle_cli.lora.folder import read_adapter, read_config, weights_sha256
 from recycle_cli.store.cache import CacheEntry, clean_config, damage, is_whole, keep, remove, sweep
-from recycle_cli.store.evidence import Evidence
+from recycle_cli.store.evidence import FolderEvidence
 from recycle_cli.store.folder import FoundFolder, find_adapters
 
 
 def entry_for(folder: Path, **changes: Any) -> CacheEntry:
-    evidence = Evidence(FoundFolder(folder.name, folder, folder.parent))
+    evidence = FolderEvidence(FoundFolder(folder.name, folder, folder.parent))
     ranks = {module: a.shape[0] for module, (a, _) in evidence.pairs.items()}
     fields: dict[str, Any] = {
         "sha256": evidence.sha256,

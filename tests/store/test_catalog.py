@@ -1,16 +1,20 @@
 import multiprocessing
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.index import check_texts
 
 from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.records import AdapterDocument, RankRange
-from recycle_cli.store import migrations
 from recycle_cli.store.catalog import AdapterQuery, Catalog
-from recycle_cli.store.migrations import Migration, migrate
+from recycle_cli.store.details import Details, ModuleFacts
+
+MODULES = {
+    "layers.0.q_proj": ModuleFacts(4, 1.5, [0.5] * 8),
+    "layers.1.q_proj": ModuleFacts(8, 2.5, [-1.25] * 8),
+}
 
 
 def adapter(name: str, digit: str = "a", **changes: Any) -> AdapterDocument:
@@ -77,6 +81,147 @@ def test_an_unchanged_adapter_is_known_by_its_stamp(catalog: Catalog) -> None:
     assert catalog.unchanged("folder", "/pool/a", "one") == adapter("a")
     assert catalog.unchanged("folder", "/pool/a", "two") is None
     assert catalog.unchanged("hub", "/pool/a", "one") is None
+
+
+def test_an_unchanged_adapter_is_known_by_its_revision_and_pool(catalog: Catalog) -> None:
+    one = adapter("a", source="hub", origin="a", revision="r1", pool="org/Base")
+    catalog.record(one, stamp="s")
+    assert catalog.unchanged("hub", "a", "s") == one
+    assert catalog.unchanged("hub", "a", "s", revision="r1", pool="ORG/base") == one
+    assert catalog.unchanged("hub", "a", "s", revision="r2") is None
+    assert catalog.unchanged("hub", "a", "s", pool="org/other") is None
+
+
+def test_every_field_is_kept(catalog: Catalog) -> None:
+    document = adapter(
+        "org/one",
+        source="hub",
+        origin="org/one",
+        revision="abc",
+        pool="org/base",
+        author="org",
+        likes=3,
+        downloads=7,
+        created_at="2025-01-01T00:00:00+00:00",
+        last_modified="2025-02-01T00:00:00+00:00",
+        tags=["peft", "über", "base_model:org/base"],
+        use_rslora=False,
+        reason="r",
+        detail="d",
+    )
+    assert None not in document.model_dump().values()
+    catalog.record(document)
+    (back,) = catalog.query(AdapterQuery())
+    assert back == AdapterDocument.model_validate(document.model_dump())
+    assert back.to_line() == document.to_line()
+
+
+def test_a_base_model_has_a_row_of_its_own_whatever_its_name(catalog: Catalog) -> None:
+    catalog.record(adapter("a", pool="org/One", base_model="org/One"))
+    catalog.record(rejected("a", pool="org/two", base_model="org/One"))
+    catalog.record(adapter("a", pool="ORG/one", base_model="unsloth/one"))
+    assert [row.pool for row in catalog.query(AdapterQuery(status=None))] == ["ORG/one", "org/two"]
+    for name, statuses in (("org/ONE", ["accepted"]), ("org/two", ["rejected"])):
+        rows = catalog.query(AdapterQuery(base_model=name, status=None))
+        assert [row.status for row in rows] == statuses
+        found = catalog.at("folder", "/pool/a", pool=name)
+        assert found is not None
+        assert [found.status] == statuses
+    assert catalog.at("folder", "/pool/a", pool="org/three") is None
+    best = catalog.at("folder", "/pool/a")
+    assert best is not None
+    assert best.status == "accepted"
+    assert catalog.holder_of("a" * 64, "b", pool="org/one") == "a"
+    assert catalog.holder_of("a" * 64, "b", pool="org/two") is None
+
+
+def test_a_row_of_an_unknown_pool_goes_when_the_pool_is_known(catalog: Catalog) -> None:
+    catalog.record(rejected("a", base_model=None))
+    catalog.record(rejected("b", base_model=None))
+    catalog.record(adapter("a", pool="org/base"))
+    rows = catalog.query(AdapterQuery(status=None))
+    assert [(row.id, row.pool) for row in rows] == [("a", "org/base"), ("b", None)]
+
+
+def revision(name: str, digit: str, **changes: Any) -> AdapterDocument:
+    return adapter(
+        "o/a", digit, **{"source": "hub", "origin": "o/a", "revision": name, "pool": "p", **changes}
+    )
+
+
+def test_a_revision_takes_the_place_of_the_accepted_one(catalog: Catalog) -> None:
+    catalog.record(revision("r1", "a"), stamp="s")
+    catalog.record(revision("r1", "a", pool="q"))
+    catalog.record(revision("r2", "b"), stamp="s")
+    old = catalog.get("o/a@r1")
+    assert (old.pool, old.status) == ("q", "accepted")
+    (old,) = [row for row in catalog.query(AdapterQuery(status="rejected")) if row.pool == "p"]
+    assert (old.reason, old.detail) == ("superseded", "revision r2 took its place")
+    assert (old.sha256, old.path) == ("a" * 64, "/cache/" + "a" * 64)
+    assert catalog.unchanged("hub", "o/a", "s", revision="r1", pool="p") is None
+    assert catalog.unchanged("hub", "o/a", "s", revision="r2", pool="p") is not None
+    # Asked for again, the older one comes back.
+    catalog.record(revision("r1", "a"))
+    assert catalog.get("o/a@r2").reason == "superseded"
+
+
+def test_of_several_revisions_a_name_means_the_accepted_one_or_the_latest(catalog: Catalog) -> None:
+    catalog.record(revision("r1", "a", status="rejected", reason="norm_out_of_range", path=None))
+    catalog.record(revision("r2", "b"))
+    catalog.record(
+        revision("r3", "c", status="failed", reason="unreadable", sha256=None, path=None)
+    )
+    assert catalog.get("o/a").revision == "r2"  # a failure takes nobody's place
+    catalog.record(revision("r4", "d", status="rejected", reason="dora", sha256=None, path=None))
+    assert catalog.get("o/a").revision == "r4"
+    assert catalog.get("o/a@r1").reason == "norm_out_of_range"
+    assert catalog.get("sha256:" + "b" * 8).reason == "superseded"
+    assert [row.revision for row in catalog.revisions_of(catalog.get("o/a"))] == ["r3", "r2", "r1"]
+
+
+def test_what_a_name_forgets(catalog: Catalog) -> None:
+    def fill() -> None:
+        for number, digit in ((1, "a"), (2, "b"), (3, "c")):
+            catalog.record(revision(f"r{number}", digit))
+        catalog.record(revision("r3", "c", pool="q"))
+        catalog.record(adapter("other", "e"))
+
+    for name, gone in (
+        ("o/a", {"r1", "r2", "r3"}),
+        ("o/a@r1", {"r1"}),
+        ("sha256:" + "b" * 8, {"r2"}),
+        ("/cache/" + "c" * 64, {"r3"}),
+    ):
+        fill()
+        assert {row.revision for row in catalog.forget(name)} == gone
+        assert catalog.find(name) is None
+        assert catalog.find("other") is not None
+
+
+def test_details_are_kept_beside_the_row(catalog: Catalog) -> None:
+    document = adapter("a")
+    assert catalog.details_of(document) == Details()
+    catalog.record(document, details=Details("# Card", MODULES))
+    catalog.record(adapter("b", "b"), details=Details("", MODULES))
+    assert catalog.details_of(document) == Details("# Card", MODULES)
+    assert list(catalog.module_paths().values()) == [sorted(MODULES)]
+    catalog.record(document.model_copy(update={"norm": None}))
+    assert catalog.details_of(document) == Details("# Card", MODULES)  # still the same weights
+    catalog.record(adapter("a", "d"))
+    assert catalog.details_of(document) == Details()
+
+
+def test_what_lacks_derived_columns(catalog: Catalog) -> None:
+    for name, digit in (("a", "a"), ("b", "b"), ("c", "c"), ("d", "d")):
+        catalog.record(adapter(name, digit), details=Details("", MODULES))
+    catalog.record(rejected("e"))
+    assert catalog.lacking_derived() == []
+    catalog.record(adapter("b", "b", norm=None))
+    catalog.record(adapter("c", "c"), details=Details("a card alone"))
+    assert [row.id for row in catalog.lacking_derived()] == ["b", "c"]
+    for document in catalog.lacking_derived():
+        catalog.set_derived(document, 1.0, "f" * 16, Details("x", MODULES))
+    assert catalog.lacking_derived() == []
 
 
 def test_names(catalog: Catalog) -> None:
@@ -150,8 +295,32 @@ def test_holder(catalog: Catalog) -> None:
 @pytest.fixture
 def filled(catalog: Catalog) -> Catalog:
     catalog.record(adapter("a", "a", norm=3.0, license="mit"))
-    catalog.record(adapter("b", "b", norm=None, rank=RankRange(min=2, max=2), license=None))
-    catalog.record(adapter("c", "c", norm=1.0, target_modules=["down_proj"], base_model="org/x"))
+    catalog.record(
+        adapter(
+            "b",
+            "b",
+            norm=None,
+            rank=RankRange(min=2, max=2),
+            license=None,
+            author="mira",
+            likes=5,
+            created_at="2025-01-01T00:00:00+00:00",
+            last_modified="2025-03-01T00:00:00+00:00",
+        )
+    )
+    catalog.record(
+        adapter(
+            "c",
+            "c",
+            source="hub",
+            norm=1.0,
+            target_modules=["down_proj"],
+            base_model="org/x",
+            likes=2,
+            created_at="2025-02-01T00:00:00+00:00",
+            last_modified="2025-03-02T00:00:00+00:00",
+        )
+    )
     catalog.record(rejected("d", detail="it uses DoRA", license="other"))
     return catalog
 
@@ -171,8 +340,16 @@ def filled(catalog: Catalog) -> Catalog:
         ({"target_module": "q_proj"}, ["a", "b"]),
         ({"target_module": "proj"}, []),
         ({"search": "DORA", "status": None}, ["d"]),
+        ({"search": "dora", "status": "rejected", "sort": "id"}, ["d"]),
         ({"search": "%"}, []),
         ({"search": "pool/a"}, ["a"]),
+        ({"author": "MIRA"}, ["b"]),
+        ({"source": "hub"}, ["c"]),
+        ({"source": "folder", "license": "mit"}, ["a"]),
+        ({"sort": "-likes"}, ["b", "c", "a"]),
+        ({"sort": "-created"}, ["c", "b", "a"]),
+        ({"sort": "modified"}, ["b", "c", "a"]),
+        ({"license": "\udcff"}, []),
         ({"limit": 2}, ["a", "b"]),
         ({"limit": 0}, []),
         ({"sort": "norm"}, ["c", "a", "b"]),
@@ -190,6 +367,8 @@ def test_an_unknown_sort_key_is_named(filled: Catalog) -> None:
     with pytest.raises(InputError, match="unknown sort key 'nrom'") as caught:
         filled.query(AdapterQuery(sort="-nrom"))
     assert "norm" in caught.value.hint
+    with pytest.raises(InputError, match="nothing is searched for"):
+        filled.query(AdapterQuery(sort="relevance"))
 
 
 def test_statistics(filled: Catalog) -> None:
@@ -204,6 +383,41 @@ def test_statistics(filled: Catalog) -> None:
     assert stats.norm == {"min": 1.0, "median": 2.0, "max": 3.0}
     assert filled.statistics("org/x").base_models == {"org/x": 1}
     assert filled.statistics("org/none").norm is None
+    assert stats.alpha_over_rank == {"2": 2, "8": 1}
+
+
+def test_the_funnel_follows_the_checks(catalog: Catalog) -> None:
+    catalog.record(adapter("a", "a", pool="p"))
+    catalog.record(adapter("a", "a", pool="q"))
+    for number in range(3):
+        catalog.record(rejected(f"dora {number}", pool="p"))
+    catalog.record(rejected("base", "wrong_base", pool="p", base_model="other"))
+    catalog.record(rejected("odd", "of_a_plugin", pool="p"))
+    catalog.record(rejected("late", "unreadable", status="failed", pool="p"))
+    stats = catalog.statistics("p", ["dora", "wrong_base", "dora"])
+    assert stats.found == 7
+    assert [(step.reason, step.adapters, step.left) for step in stats.funnel] == [
+        ("dora", 3, 4),
+        ("wrong_base", 1, 3),
+        ("of_a_plugin", 1, 2),
+        ("unreadable", 1, 1),
+    ]
+    assert stats.adapters == 1
+    other_order = catalog.statistics("p", ["wrong_base", "dora"])
+    assert [step.reason for step in other_order.funnel][:2] == ["wrong_base", "dora"]
+    assert catalog.statistics().adapters == 2
+    assert catalog.statistics().size_bytes == 100  # one file for two base models
+
+
+def test_an_adapter_counts_in_one_revision(catalog: Catalog) -> None:
+    catalog.record(revision("r1", "a", status="rejected", reason="dora"))
+    catalog.record(revision("r2", "b"))
+    catalog.record(revision("r3", "c"))
+    assert catalog.statistics().counts == {"accepted": 1}
+    catalog.record(revision("r4", "d", status="failed", reason="unreadable"))
+    assert catalog.statistics().counts == {"accepted": 1}
+    catalog.record(revision("r5", "e", status="rejected", reason="non_finite"))
+    assert catalog.statistics().reasons == {"non_finite": 1}
 
 
 def test_changes_to_a_row(filled: Catalog) -> None:
@@ -214,7 +428,7 @@ def test_changes_to_a_row(filled: Catalog) -> None:
     failed = filled.get("a")
     assert (failed.status, failed.reason, failed.path) == ("failed", "missing", None)
     assert filled.unchanged("folder", failed.origin, "one") is None
-    assert filled.forget("c").id == "c"
+    assert [gone.id for gone in filled.forget("c")] == ["c"]
     assert filled.find("c") is None
 
 
@@ -237,42 +451,21 @@ def test_a_file_that_is_no_index(tmp_path: Path) -> None:
         Catalog(tmp_path / "plain" / "catalog.sqlite")
 
 
-def test_a_newer_index_is_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "catalog.sqlite"
-    Catalog(file).close()
-    with sqlite3.connect(file) as connection:
-        connection.execute("INSERT INTO migrations VALUES ('9999_future', '')")
-    connection.close()
-    with pytest.raises(RecycleError, match="9999_future"):
-        Catalog(file)
-
-
-def test_a_failed_migration_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = Migration("0001_good", ("CREATE TABLE good (x)",))
-    bad = Migration("0002_bad", ("CREATE TABLE half (x)", "CREATE TABLE good (x)"))
-    monkeypatch.setattr(migrations, "MIGRATIONS", (good, bad))
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    with pytest.raises(sqlite3.OperationalError, match="already exists"):
-        migrate(connection)
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    assert "good" in tables
-    assert "half" not in tables
-    assert [row[0] for row in connection.execute("SELECT name FROM migrations")] == ["0001_good"]
-    connection.close()
-
-
-def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_writers_and_readers_at_once_lose_nothing(tmp_path: Path) -> None:
     file = tmp_path / "new" / "catalog.sqlite"
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
-    writers = [context.Process(target=_write, args=(file, n, barrier)) for n in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(30)
-    assert [writer.exitcode for writer in writers] == [0] * 4
+    workers = [context.Process(target=_write_and_list, args=(file, n, barrier)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
     with Catalog(file) as catalog:
         assert len(ids(catalog)) == 40
+        assert len(ids(catalog, search="shared")) == 40
+        assert len(catalog.module_paths()) == 1
+    check_texts(file)
 
 
 def test_new_files_opened_by_several_at_once(tmp_path: Path) -> None:
@@ -292,8 +485,15 @@ def _open_many(folder: Path, barrier: Any) -> None:
         Catalog(folder / f"{number}.sqlite").close()
 
 
-def _write(file: Path, number: int, barrier: Any) -> None:
+def _write_and_list(file: Path, number: int, barrier: Any) -> None:
     barrier.wait(20)
     with Catalog(file) as catalog:
         for n in range(10):
-            catalog.record(adapter(f"{number}/{n}", str(number)))
+            name = f"{number}/{n}"
+            catalog.record(adapter(name, str(number)), details=Details("shared words", MODULES))
+            assert len([one for one in ids(catalog) if one.startswith(f"{number}/")]) == n + 1
+            assert name in ids(catalog, search="shared words", sort="id")
+            assert catalog.statistics().adapters >= n + 1
+            if n == 5:
+                catalog.forget(name)
+                catalog.record(adapter(name, str(number)), details=Details("shared", MODULES))

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recycle_cli.store.folder import Card, FoundFolder, find_adapters, parse_card, read_card
+from recycle_cli.store.folder import (
+    Card,
+    FoundFolder,
+    find_adapters,
+    parse_card,
+    read_card,
+    with_versions,
+)
 
 
 def put_config(folder: Path) -> Path:
@@ -121,3 +128,28 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
         assert read_card(FoundFolder("locked", locked, tmp_path)) == (Card(), "")
     finally:
         locked.chmod(0o700)
+
+
+def test_checkpoints_are_versions_of_one_adapter(tmp_path: Path) -> None:
+    """The parent is the latest where it is an adapter, else the one that went on longest."""
+    root = tmp_path.resolve() / "pool"
+    for name in ("done", "done/checkpoint-20", "going/checkpoint-9", "going/checkpoint-100"):
+        put_config(root / name)
+    put_config(root / "going/checkpoint-best")
+    found = {
+        one.folder.relative_to(root).as_posix(): (one.id, one.revision, one.newer)
+        for one in with_versions(find_adapters(root))
+    }
+    assert found == {
+        "done": ("done", None, None),
+        "done/checkpoint-20": ("done", "checkpoint-20", "done"),
+        "going/checkpoint-9": ("going", "checkpoint-9", "going@checkpoint-100"),
+        "going/checkpoint-100": ("going", "checkpoint-100", None),
+        "going/checkpoint-best": ("going/checkpoint-best", None, None),
+    }
+
+
+def test_a_checkpoint_that_is_crawled_itself_is_an_adapter(tmp_path: Path) -> None:
+    put_config(tmp_path / "checkpoint-5")
+    (one,) = with_versions(find_adapters(tmp_path / "checkpoint-5"))
+    assert (one.id, one.revision, one.newer) == ("checkpoint-5", None, None)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.strangers import HUB_CODES
 
 from recycle_cli.lora.config import UNSUPPORTED, AdapterProblem, parse_config
 from recycle_cli.lora.folder import read_config
 from recycle_cli.lora.norm import fingerprint, module_norms, squared_norm, total_norm
 from recycle_cli.lora.update import LowRankUpdate
 from recycle_cli.records import AdapterDocument
-from recycle_cli.store.evidence import Evidence
+from recycle_cli.store.evidence import FolderEvidence
 from recycle_cli.store.folder import FoundFolder
 from recycle_cli.store.vetting import CHECKS, VettingLimits, VettingRules, describe, vet
 
@@ -33,7 +34,7 @@ def look_at(
     holder: str | None = None,
 ) -> AdapterDocument:
     rules = VettingRules(base_model, shapes, limits or VettingLimits(), lambda *_: holder)
-    evidence = Evidence(FoundFolder("one", folder, folder.parent))
+    evidence = FolderEvidence(FoundFolder("one", folder, folder.parent))
     return describe(evidence, vet(evidence, rules), rules)
 
 
@@ -278,6 +279,8 @@ def test_every_code_that_a_check_states_is_reached_here() -> None:
     reached |= {"truncated", "header_too_large", "bad_header", "no_tensors"}
     reached |= {"too_large", "rank_too_large", "license_refused", "norm_out_of_range"}
     reached |= {"no_safetensors", "link_outside", "duplicate", "unknown_base"}
+    # Of the Hub and of checkpoints, which the tests of the crawl meet.
+    reached |= {*HUB_CODES, "superseded"}
     assert stated == reached
 
 
@@ -334,7 +337,7 @@ def test_real_configurations_raise_nothing_but_adapter_problem(tmp_path: Path) -
     codes: dict[str, int] = {}
     for file in files:
         (tmp_path / "adapter_config.json").write_bytes(file.read_bytes())
-        evidence = Evidence(FoundFolder("one", tmp_path, tmp_path))
+        evidence = FolderEvidence(FoundFolder("one", tmp_path, tmp_path))
         try:
             evidence_config = evidence.config
             assert evidence_config == parse_config(read_config(tmp_path))

@@ -17,7 +17,8 @@ from recycle_cli.lora.folder import read_adapter, read_config, weights_sha256
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import AdapterQuery, Catalog
-from recycle_cli.workflows.crawl import CrawlRequest, crawl_folder
+from recycle_cli.workflows.crawl import crawl
+from recycle_cli.workflows.crawl_request import CrawlRequest
 
 SHAPES = {"layers.0.q_proj": (6, 6), "layers.0.v_proj": (3, 6)}
 
@@ -46,7 +47,7 @@ class Bench:
         self.summary: CrawlDocument | None = None
 
     def crawl(self, **changes: Any) -> dict[str, AdapterDocument]:
-        *documents, summary = crawl_folder(replace(self.request, **changes), self.settings, SHAPES)
+        *documents, summary = crawl(replace(self.request, **changes), self.settings, SHAPES)
         assert isinstance(summary, CrawlDocument)
         self.summary = summary
         adapters = [one for one in documents if isinstance(one, AdapterDocument)]
@@ -120,7 +121,7 @@ def test_an_accepted_adapter_is_kept_as_it_is(bench: Bench) -> None:
 def test_documents_come_as_they_are_done(bench: Bench) -> None:
     put_adapter(bench.pool / "a", 1)
     put_adapter(bench.pool / "b", 2)
-    stream = crawl_folder(bench.request, bench.settings, SHAPES)
+    stream = crawl(bench.request, bench.settings, SHAPES)
     assert getattr(next(stream), "id", None) == "a"
     assert bench.recorded() == {"a": "accepted"}
     stream.close()  # type: ignore[attr-defined]
@@ -233,7 +234,7 @@ def test_one_adapter_that_cannot_be_kept_does_not_stop_the_rest(
 ) -> None:
     put_adapter(bench.pool / "a", 1)
     put_adapter(bench.pool / "b", 2)
-    stream = crawl_folder(bench.request, bench.settings, SHAPES)
+    stream = crawl(bench.request, bench.settings, SHAPES)
     monkeypatch.setattr(
         "recycle_cli.store.evidence.weights_sha256",
         lambda folder: "0" * 64 if folder.name == "a" else weights_sha256(folder),
@@ -256,13 +257,13 @@ def test_a_cache_that_cannot_be_written_stops_the_crawl(bench: Bench) -> None:
 
 def test_folders_that_cannot_be_crawled(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        crawl_folder(bench.request, bench.settings, SHAPES)
+        crawl(bench.request, bench.settings, SHAPES)
     bench.pool.mkdir()
     with pytest.raises(InputError, match="holds no adapter"):
-        crawl_folder(bench.request, bench.settings, SHAPES)
+        crawl(bench.request, bench.settings, SHAPES)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is no folder"):
-        crawl_folder(replace(bench.request, folder=tmp_path / "file"), bench.settings, SHAPES)
+        crawl(replace(bench.request, folder=tmp_path / "file"), bench.settings, SHAPES)
     assert not bench.settings.home.exists()
 
 
@@ -286,3 +287,18 @@ def test_a_crawl_for_another_base_leaves_the_first_ones_pool_alone(bench: Bench)
             for name in ("org/base", "org/other")
         }
     assert pools == {"org/base": ["one"], "org/other": ["other"]}
+
+
+def test_of_checkpoints_the_latest_is_taken(bench: Bench) -> None:
+    for step in (5, 50):
+        put_adapter(bench.pool / f"run/checkpoint-{step}", step)
+    *documents, _ = crawl(bench.request, bench.settings, SHAPES)
+    found = [(d.id, d.revision, d.reason or d.status) for d in documents]  # type: ignore[union-attr]
+    assert sorted(found) == [
+        ("run", "checkpoint-5", "superseded"),
+        ("run", "checkpoint-50", "accepted"),
+    ]
+    put_adapter(bench.pool / "run", 99)
+    *documents, _ = crawl(bench.request, bench.settings, SHAPES)
+    now = {d.revision: d.reason or d.status for d in documents}  # type: ignore[union-attr]
+    assert now == {None: "accepted", "checkpoint-5": "superseded", "checkpoint-50": "superseded"}

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from recycle_cli.cli.index_show import print_adapter
+from recycle_cli.cli.index_upkeep import duplicates, forget, verify
 from recycle_cli.cli.options import JsonOption, Session
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import InputError
@@ -12,6 +14,15 @@ from recycle_cli.lora.base_names import base_name_given
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 STATUSES = ("accepted", "rejected", "failed", "all")
+SOURCES = ("hub", "folder")
+HISTOGRAMS = {
+    "base models": "base_models",
+    "ranks": "ranks",
+    "alpha / rank": "alpha_over_rank",
+    "target modules": "target_modules",
+    "licences": "licenses",
+}
+SORTS = "id, rank, norm, size, downloads, likes, license, created, modified, relevance"
 
 
 def make_app(guarded: Guard) -> typer.Typer:
@@ -21,12 +32,16 @@ def make_app(guarded: Guard) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=False,
-        help="Bring the index up to date, or ask it (list, show, stats).",
+        help="Bring the index up to date, ask it (list, show, stats, duplicates), "
+        "or keep it in order (verify, forget).",
     )
     app.callback()(guarded(update))
     app.command("list")(guarded(list_))
     app.command("show")(guarded(show))
     app.command("stats")(guarded(stats))
+    app.command("duplicates")(guarded(duplicates))
+    app.command("verify")(guarded(verify))
+    app.command("forget")(guarded(forget))
     return app
 
 
@@ -59,6 +74,10 @@ def list_(
         str | None, typer.Option("--base-model", metavar="NAME", help="Of this base model only.")
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", help="With this licence.")] = None,
+    author: Annotated[str | None, typer.Option("--author", help="By this author.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help=f"From one of: {', '.join(SOURCES)}.")
+    ] = None,
     min_rank: Annotated[
         int | None, typer.Option("--min-rank", min=1, help="Of this rank on.")
     ] = None,
@@ -71,15 +90,24 @@ def list_(
     search: Annotated[
         str | None,
         typer.Option(
-            "--search", help="With this text in id, origin, base model, licence or reason."
+            "--search",
+            metavar="TEXT",
+            help="With all these words in id, tags, reason or model card (word* for its beginning, "
+            '"two words" for a phrase), or with this text in id, origin, base model, licence or '
+            "reason.",
         ),
     ] = None,
     status: Annotated[
         str, typer.Option("--status", help=f"One of: {', '.join(STATUSES)}.")
     ] = "accepted",
     sort: Annotated[
-        str, typer.Option("--sort", help="A column, as in norm; falling with a minus, as in -norm.")
-    ] = "id",
+        str | None,
+        typer.Option(
+            "--sort",
+            help=f"One of: {SORTS}; falling with a minus, as in -norm. Default: id; relevance, "
+            "the best first, with --search.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="The first ones only.")
     ] = None,
@@ -92,9 +120,13 @@ def list_(
     session: Session = context.obj
     if status not in STATUSES:
         raise InputError(f"--status is {status!r}", f"use one of: {', '.join(STATUSES)}")
+    if source is not None and source not in SOURCES:
+        raise InputError(f"--source is {source!r}", f"use one of: {', '.join(SOURCES)}")
     query = AdapterQuery(
         base_model=base_name_given(base_model) if base_model else None,
         license=license_,
+        author=author,
+        source=source,  # type: ignore[arg-type]  # checked above
         min_rank=min_rank,
         max_rank=max_rank,
         target_module=target_module,
@@ -111,7 +143,17 @@ def list_(
         return
     output.table(
         f"{len(rows)} adapters",
-        ["adapter", "sha256", "base model", "rank", "norm", "licence", "bytes", "reason"],
+        [
+            "adapter",
+            "sha256",
+            "base model",
+            "rank",
+            "norm",
+            "licence",
+            "downloads",
+            "bytes",
+            "reason",
+        ],
         [
             (
                 row.id,
@@ -120,6 +162,7 @@ def list_(
                 f"{row.rank.min}-{row.rank.max}" if row.rank else "-",
                 row.norm,
                 row.license,
+                row.downloads,
                 row.size_bytes,
                 row.reason or "",
             )
@@ -130,10 +173,10 @@ def list_(
 
 def show(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="An id, a path, or sha256:PREFIX.")],
+    adapter: Annotated[str, typer.Argument(help="An id, id@revision, a path, or sha256:PREFIX.")],
     json: JsonOption = False,
 ) -> None:
-    """Show all that the index knows of one adapter."""
+    """Show all that the index knows of one adapter, and why it was refused, if it was."""
     from recycle_cli.workflows.index import show_adapter
 
     session: Session = context.obj
@@ -141,8 +184,8 @@ def show(
     output = Output(json, session.quiet, session.verbose)
     if json:
         output.document(row)
-        return
-    output.table(row.id, ["field", "value"], [(k, str(v)) for k, v in row.model_dump().items()])
+    else:
+        print_adapter(row, output)
 
 
 def stats(
@@ -163,8 +206,13 @@ def stats(
         output.document(document)
         return
     counted = ", ".join(f"{number} {status}" for status, number in document.counts.items())
-    output.text(f"{document.adapters} usable adapters, {document.size_bytes} bytes ({counted})")
-    for title in ("reasons", "base_models", "ranks", "target_modules", "licenses"):
-        histogram: dict[str, int] = getattr(document, title)
-        if histogram:
-            output.table(title.replace("_", " "), [title, "adapters"], list(histogram.items()))
+    of_these = f" ({counted})" if counted else ""
+    output.text(f"{document.adapters} usable adapters, {document.size_bytes} bytes{of_these}")
+    if document.funnel:
+        steps: list[tuple[str, object, int]] = [("found", "", document.found)]
+        steps += [(step.reason, step.adapters, step.left) for step in document.funnel]
+        output.table("funnel", ["reason", "refused", "left"], steps)
+    for title, histogram in HISTOGRAMS.items():
+        counts: dict[str, int] = getattr(document, histogram)
+        if counts:
+            output.table(title, [title, "adapters"], list(counts.items()))

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they turn into."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from recycle_cli.workflows.adapters import Source
 
 STDIN = "-"
+SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]B)", re.IGNORECASE)
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MAX_SEED = 2**32 - 1
 """What every library takes."""
 
@@ -142,3 +145,17 @@ def load_base(name: str, session: Session) -> "BaseModel":
         f"{base.id} on {compute.device} in {compute.dtype}: {compute.reason}"
     )
     return base
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """Bytes, from a number with a unit that was given with an option.
+
+    Raises:
+        InputError: it is none.
+    """
+    if text is None:
+        return None
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{option} is {text!r}", "write a number and a unit, as in 500MB or 8GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])

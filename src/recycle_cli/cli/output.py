@@ -173,14 +173,25 @@ def _make_bar() -> Any:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
     )
+
+    class RateColumn(ProgressColumn):
+        """Steps a second, or seconds a step."""
+
+        def render(self, task: Task) -> str:
+            if not task.speed:
+                return ""
+            return f"{task.speed:.1f}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s each"
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
+        RateColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=_console(sys.stderr),

@@ -1,6 +1,6 @@
 """`recycle select`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +17,13 @@ from recycle_cli.cli.options import (
 )
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import InputError
-from recycle_cli.selection.catalog import METHODS, find_selection_method
+from recycle_cli.selection.catalog import AGGREGATES, METHODS, find_selection_method
+
+if TYPE_CHECKING:
+    from recycle_cli.records import SelectionDocument
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+COMPARING = ", ".join(method.name for method in METHODS.values() if method.needs == "target")
 
 
 def select(
@@ -28,6 +32,26 @@ def select(
     task: TaskOption = None,
     method: Annotated[str, typer.Option("--method", help=HELP)] = "evaluation",
     k: Annotated[int, typer.Option("-k", min=1, help="How many adapters to take.")] = 10,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="ADAPTER", help=f"The target LoRA to compare with: {COMPARING}."
+        ),
+    ] = None,
+    include_target: Annotated[
+        bool,
+        typer.Option(
+            "--include-target", help="Put the target LoRA first, as one of the k, and mark it."
+        ),
+    ] = False,
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            help=f"How modules are put together: {', '.join(AGGREGATES)} (sums before the "
+            "quotient, or the mean of the modules' quotients).",
+        ),
+    ] = "macro",
     base_model: BaseModelOption = None,
     rows: RowsOption = None,
     score_on: Annotated[
@@ -38,22 +62,76 @@ def select(
             "does.",
         ),
     ] = "train",
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the index: with this licence.")
+    ] = None,
+    author: Annotated[
+        str | None, typer.Option("--author", help="Of the index: by this author.")
+    ] = None,
+    min_rank: Annotated[
+        int | None, typer.Option("--min-rank", min=1, help="Of the index: of this rank on.")
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", min=1, help="Of the index: up to this rank.")
+    ] = None,
+    target_module: Annotated[
+        str | None,
+        typer.Option("--target-module", help="Of the index: that adapt this module."),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option("--search", help="Of the index: that this search finds, as in index list."),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, max=64, help="Processes that score, each with the base model."
+        ),
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Score on a Ray cluster: host:port, auto or local."
+        ),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Tell what the scores mean, what was left out, the cost."),
+    ] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Rank the pool (or the adapters given) for a task, and take the best."""
     from recycle_cli.evaluation.tasks import load_task
-    from recycle_cli.workflows.select import SelectRequest, check_request, pool_of
+    from recycle_cli.store.catalog import AdapterQuery
+    from recycle_cli.workflows.adapters import resolve_names
+    from recycle_cli.workflows.select import pool_of
     from recycle_cli.workflows.select import select as run
+    from recycle_cli.workflows.select_request import SelectRequest, check_request
 
     session: Session = context.obj
     output = Output(json, session.quiet, session.verbose)
     inputs = read_inputs(adapters)
-    needs_task = find_selection_method(method).needs_task
+    chosen = find_selection_method(method)
     if score_on not in ("train", "all"):
         raise InputError(f"--score-on is {score_on!r}", "use train or all")
-    loaded = load_task(inputs.task_source(task)) if needs_task or task else None
+    if explain and json:
+        raise InputError("--explain is for people, --json for programs", "leave out one of them")
+    loaded = load_task(inputs.task_source(task)) if chosen.needs_task or task else None
     named = bool(inputs.names or inputs.documents)
+    filters = {
+        "--license": license_,
+        "--author": author,
+        "--min-rank": min_rank,
+        "--max-rank": max_rank,
+        "--target-module": target_module,
+        "--search": search,
+    }
+    given = {option: str(value) for option, value in filters.items() if value is not None}
+    if named and given:
+        raise InputError(
+            f"{next(iter(given))} is about the index, and adapters were given", "leave out either"
+        )
     request = SelectRequest(
         task=loaded,
         base_model=inputs.base_model(base_model),
@@ -62,24 +140,56 @@ def select(
         seed=seed,
         rows=rows,
         score_on=score_on,  # type: ignore[arg-type]  # checked above
+        aggregate=aggregate,  # type: ignore[arg-type]  # checked by check_request
+        target=resolve_names([target], session.settings)[0] if target else None,
+        include_target=include_target,
         named=named,
+        filters=given,
+        workers=workers,
+        ray=ray,
+    )
+    query = AdapterQuery(
+        license=license_,
+        author=author,
+        min_rank=min_rank,
+        max_rank=max_rank,
+        target_module=target_module,
+        search=search,
     )
     pool = (
-        inputs.sources(session.settings) if named else pool_of(request.base_model, session.settings)
+        inputs.sources(session.settings)
+        if named
+        else pool_of(request.base_model, session.settings, query)
     )
     check_request(request, pool)
-    base = load_base(request.base_model, session) if needs_task else None
+    base = load_base(request.base_model, session) if chosen.needs_model else None
     with output.progress() as progress:
-        document = run(request, pool, base, progress)
+        document = run(request, pool, base, session.settings, progress)
     if json:
         output.document(document)
         return
     output.table(
         f"{len(document.adapters)} of {len(pool)} adapters by {method}",
-        ["adapter", "sha256", "score", "log-likelihood"],
-        [(a.id, a.sha256[:8], a.score, a.log_likelihood) for a in document.adapters],
+        ["adapter", "sha256", "role", "score", "log-likelihood"],
+        [(a.id, a.sha256[:8], a.role, a.score, a.log_likelihood) for a in document.adapters],
     )
     if document.tied_at_cut:
         output.text(f"{document.tied_at_cut} adapters left out score the same as the last taken")
     for left in document.left_out:
         output.text(f"left out: {left.id}: {left.reason}")
+    if explain:
+        _explain(output, document)
+
+
+def _explain(output: Output, document: "SelectionDocument") -> None:
+    method, cost = find_selection_method(document.method), document.cost
+    output.text(f"{method.name}: {method.summary} ({method.paper or 'our own'}).")
+    output.text(f"{method.detail} Score: {method.formula}. Higher is better.")
+    output.text(
+        f"{cost.passes} passes of the model over {cost.rows_scored} rows in all, "
+        f"{cost.elapsed_s:.1f} s"
+    )
+    if cost.rows_of_full:
+        output.text(f"every adapter on every row would be {cost.rows_of_full} rows")
+    if cost.agreement is not None:
+        output.text(f"{cost.agreement:.0%} of them are among the first of the full ranking too")

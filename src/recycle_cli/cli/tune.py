@@ -20,6 +20,7 @@ from recycle_cli.cli.options import (
     Session,
     TaskOption,
     load_base,
+    parse_size,
     read_inputs,
 )
 from recycle_cli.cli.output import Output
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 MODULE_NAME = re.compile(r"[\w.]+")
-SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMG]B)", re.IGNORECASE)
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 Number = TypeVar("Number", int, float)
 
 
@@ -283,7 +282,7 @@ def tune(
         export_rank="full" if trains_lora else rank or "full",
         checkpointing=gradient_checkpointing,
         micro_batch=micro_batch,
-        max_memory=_parse_size(max_memory),
+        max_memory=parse_size(max_memory, "--max-memory"),
         resume=resume,
         save_dtype=save_dtype,
         license=license_,
@@ -336,22 +335,6 @@ def _tell_budgets(output: Output, documents: "list[BudgetDocument]") -> None:
     ]
     headings = ["method", "model", "adapters", "training takes", "may be taken", "rows a pass"]
     output.table("Memory", headings, rows)
-
-
-def _parse_size(text: str | None) -> int | None:
-    """Bytes, from a number with a unit.
-
-    Raises:
-        InputError: it is none.
-    """
-    if text is None:
-        return None
-    match = SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InputError(
-            f"--max-memory is {text!r}", "write a number and a unit, as in 500MB or 8GB"
-        )
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

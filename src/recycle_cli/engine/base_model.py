@@ -1,6 +1,8 @@
 """The base model: found, loaded once, and described."""
 
 import contextlib
+import functools
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from recycle_cli.lora.base_names import EMBEDDED_ID, canonical_base_name, same_b
 from recycle_cli.settings import Settings
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
+
+SAMPLED = 64
+"""Numbers of each weight that `BaseModel.digest` looks at."""
 
 Shapes = dict[str, tuple[int, int]]
 """The linear modules of a model: path -> (out, in)."""
@@ -87,6 +92,17 @@ class BaseModel:
     def shapes(self) -> Shapes:
         """Its linear modules."""
         return _linear_shapes(self.model)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hex digits that stand for its weights and its prompts: of a few numbers of every weight,
+        so that it costs nothing, and of the chat template."""
+        state = hashlib.sha256(str(self.tokenizer.chat_template).encode())
+        for name, weight in self.model.state_dict().items():
+            numbers = weight.flatten()[:: max(1, weight.numel() // SAMPLED)][: SAMPLED + 1]
+            state.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            state.update(numbers.double().cpu().numpy().tobytes())
+        return state.hexdigest()
 
 
 def load_base_model(name: str, settings: Settings) -> BaseModel:

@@ -61,6 +61,12 @@ class AdapterFile:
         return LowRankUpdate(a, b, self.config.scale_of(module, a.shape[0]))
 
     @property
+    def largest_rank(self) -> int:
+        """The largest rank among its modules."""
+        ranks = [self._tensors.get_slice(a).get_shape()[0] for a, _ in self._keys.values()]
+        return int(max(ranks))
+
+    @property
     def entries(self) -> int:
         """How many numbers its factors hold."""
         slices = (self._tensors.get_slice(key) for pair in self._keys.values() for key in pair)
@@ -81,11 +87,22 @@ def open_adapter(folder: Path) -> Iterator[AdapterFile]:
         AdapterProblem: the adapter is not a plain low-rank update.
     """
     config = parse_config(read_config(folder))
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(
             f"{folder} has no {WEIGHTS_FILE}", "name a folder that PEFT's save_pretrained wrote"
         )
+    with open_weights(config, folder / WEIGHTS_FILE) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_weights(config: AdapterConfig, path: Path) -> Iterator[AdapterFile]:
+    """Opens a weights file whose configuration is known.
+
+    Raises:
+        InputError: it cannot be read.
+        AdapterProblem: it holds no plain low-rank update of that configuration.
+    """
     try:
         tensors = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

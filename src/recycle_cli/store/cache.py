@@ -51,6 +51,7 @@ class CacheEntry:
         config: the clean configuration, from `clean_config`.
         source_config: the author's configuration, as text.
         source_card: the author's model card, as text; empty for none.
+        move: whether the weights file may be moved away, its digest known to be that of its bytes.
     """
 
     sha256: str
@@ -58,6 +59,7 @@ class CacheEntry:
     config: Mapping[str, Any]
     source_config: str
     source_card: str
+    move: bool = False
 
 
 def clean_config(
@@ -216,6 +218,9 @@ def _write(folder: Path, entry: CacheEntry) -> None:
     if entry.source_card:
         _write_durably(source / CARD_FILE, entry.source_card)
     _write_durably(folder / CONFIG_FILE, _config_text(entry))
+    if entry.move:
+        _move_durably(entry.weights, folder / WEIGHTS_FILE)
+        return
     digest = _copy_durably(entry.weights, folder / WEIGHTS_FILE)
     if digest != entry.sha256:
         raise InputError(
@@ -232,6 +237,12 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _move_durably(source: Path, target: Path) -> None:
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    source.rename(target)
 
 
 def _copy_durably(source: Path, target: Path) -> str:

@@ -1,76 +1,39 @@
-"""The index: every adapter that a crawl looked at, in SQLite. The only place with SQL."""
+"""The index: every adapter that a crawl looked at, in SQLite.
 
-import difflib
+SQL stands in this package alone: here, and in what this file is made of (`recording`, `query`,
+`names`, `figures`, `full_text`, `rows`, `details`).
+"""
+
 import json
-import re
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-from recycle_cli.errors import InputError, RecycleError, unknown_name
-from recycle_cli.records import AdapterDocument, AdapterStatus, StatsDocument
-from recycle_cli.store.database import IN_MEMORY, connect
+from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.records import AdapterDocument, StatsDocument
+from recycle_cli.store.database import IN_MEMORY, base_key, connect
+from recycle_cli.store.details import Details, ModuleFacts, StoredProjections, unpack_modules
+from recycle_cli.store.figures import figures
+from recycle_cli.store.full_text import any_of, texts_change
+from recycle_cli.store.names import hint_for_unknown, names_all, readings_of, single
+from recycle_cli.store.query import AdapterQuery, relevances, select, storable
+from recycle_cli.store.recording import delete, keys_where, put, put_details
+from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_document
 
-MIN_PREFIX = 8
-SHA256_PREFIX = "sha256:"
-HEX = re.compile(r"[0-9a-f]+")
-MAX_CANDIDATES = 10
-UNKNOWN = "unknown"
+__all__ = ["AdapterQuery", "Catalog"]
 
-PLAIN_COLUMNS = tuple(
-    name for name in AdapterDocument.model_fields if name not in {"rank", "target_modules"}
-)
-COLUMNS = (*PLAIN_COLUMNS, "rank_min", "rank_max", "target_modules")
-
-SORT_KEYS = {
-    "id": "id",
-    "rank": "rank_max",
-    "norm": "norm",
-    "size": "size_bytes",
-    "downloads": "downloads",
-    "license": "license",
-}
-
-
-@dataclass(frozen=True)
-class AdapterQuery:
-    """Which adapters to list; None asks nothing.
-
-    Args:
-        base_model: adapters of this base model, under any of its names.
-        license: this licence, whatever its case.
-        min_rank: every module has at least this rank.
-        max_rank: every module has at most this rank.
-        target_module: a module name that the adapter changes, as in `q_proj`.
-        search: text that the id, origin, base model, licence or detail holds, whatever its case.
-        status: "accepted", "rejected" or "failed".
-        sort: a key of SORT_KEYS; with a `-` before it, the largest first. Unknown values and ties
-            come last and by id.
-        limit: at most this many.
-    """
-
-    base_model: str | None = None
-    license: str | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
-    target_module: str | None = None
-    search: str | None = None
-    status: AdapterStatus | None = "accepted"
-    sort: str = "id"
-    limit: int | None = None
+LIKELIEST_FIRST = "status = 'accepted' DESC, recorded DESC, key DESC"
 
 
 class Catalog:
     """The index file, open. Use it as a context manager, in one thread.
 
-    Several processes may hold it open: each change is one transaction, and a writer waits for
-    another for up to 30 s. Every method raises RecycleError when the file cannot be used.
+    A row stands for an adapter at a revision, vetted for a base model, its pool. Several processes
+    may hold the file open: each change is one transaction, and a writer waits for another for up
+    to 30 s. Every method raises RecycleError when the file cannot be used.
 
     Args:
         file: the SQLite file, made with its folder where absent; None keeps an empty index in
@@ -101,78 +64,104 @@ class Catalog:
 
     # --- changes ---------------------------------------------------------------------------
 
-    def record(self, document: AdapterDocument, stamp: str | None = None) -> None:
-        """Records an adapter; the same source and origin seen again replaces its row.
+    def record(
+        self, document: AdapterDocument, stamp: str | None = None, details: Details | None = None
+    ) -> None:
+        """Records an adapter; the same source, origin, revision and pool again replaces its row.
 
-        An accepted adapter that turns up with its id and weights at another place has moved, so
-        the row of its old place goes.
+        Another revision of the same place and pool takes the place of what was accepted there:
+        the older row is rejected as `superseded`, and keeps its folder. One that failed does not,
+        for it says nothing of the adapter. An accepted adapter that turns up with its id and
+        weights at another place has moved, so the row of its old place goes.
 
         Args:
             document: what the crawl found.
             stamp: what `unchanged` shall compare, or None to have it looked at again.
+            details: its card and modules; None leaves those recorded with the same weights.
         """
-        row = {**_to_row(document), "stamp": stamp}
-        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
         with self._transaction():
-            if document.status == "accepted":
-                self._connection.execute(
-                    "DELETE FROM adapters WHERE source = :source AND id = :id"
-                    " AND sha256 = :sha256 AND revision IS :revision AND origin <> :origin",
-                    row,
-                )
-            self._connection.execute(
-                f"INSERT OR REPLACE INTO adapters ({names}) VALUES ({marks})", row
-            )
+            put(self._connection, document, stamp, details)
 
-    def set_derived(self, document: AdapterDocument, norm: float, fingerprint: str) -> None:
-        """Sets the columns that are computed from an adapter's tensors."""
-        with self._transaction():
+    def set_derived(
+        self,
+        document: AdapterDocument,
+        norm: float,
+        fingerprint: str,
+        details: Details | None = None,
+    ) -> None:
+        """Sets what is computed from an adapter's files; None leaves the details as they are."""
+        with self._changed_row(document) as key:
             self._connection.execute(
-                "UPDATE adapters SET norm = ?, fingerprint = ? WHERE source = ? AND origin = ?",
-                (norm, fingerprint, document.source, document.origin),
+                "UPDATE adapters SET norm = ?, fingerprint = ? WHERE key = ?",
+                (norm, fingerprint, key),
             )
+            if details is not None and key is not None:
+                put_details(self._connection, key, details)
 
     def set_failed(self, document: AdapterDocument, reason: str, detail: str) -> None:
         """Takes an adapter out of the pool; the next crawl looks at it again."""
-        with self._transaction():
+        with self._changed_row(document) as key:
             self._connection.execute(
                 "UPDATE adapters SET status = 'failed', path = NULL, stamp = NULL,"
-                " reason = ?, detail = ? WHERE source = ? AND origin = ?",
-                (reason, detail, document.source, document.origin),
+                " reason = ?, detail = ? WHERE key = ?",
+                (reason, detail, key),
             )
 
-    def forget(self, name: str) -> AdapterDocument:
-        """Removes an adapter from the index and returns what it held. Files stay.
+    def forget(self, name: str) -> list[AdapterDocument]:
+        """Removes what `meant_by` gives for a name, and returns it. Files stay.
 
         Raises:
             InputError: no adapter has this name, or several do.
         """
-        document = self.get(name)
+        documents = self.meant_by(name)
+        self.remove(documents)
+        return documents
+
+    def remove(self, documents: Sequence[AdapterDocument]) -> None:
+        """Removes the rows of these adapters, all or none. Files stay."""
         with self._transaction():
-            self._connection.execute(
-                "DELETE FROM adapters WHERE source = ? AND origin = ?",
-                (document.source, document.origin),
-            )
-        return document
+            keys = [
+                key
+                for document in documents
+                for key in keys_where(self._connection, KEY_MATCHES, key_of(document))
+            ]
+            with texts_change(self._connection, keys) as changed:
+                delete(self._connection, changed)
 
     # --- questions -------------------------------------------------------------------------
 
-    def unchanged(self, source: str, origin: str, stamp: str) -> AdapterDocument | None:
-        """The document recorded for this place under this very stamp, or None."""
-        rows = self._documents("source = ? AND origin = ? AND stamp = ?", (source, origin, stamp))
-        return rows[0] if rows else None
-
-    def at(self, source: str, origin: str) -> AdapterDocument | None:
-        """The document recorded for this place, or None."""
-        rows = self._documents("source = ? AND origin = ?", (source, origin))
-        return rows[0] if rows else None
-
-    def holder_of(self, sha256: str, other_than: str) -> str | None:
-        """The id of an accepted adapter with these weights under another id than the given."""
-        rows = self._documents(
-            "sha256 = ? AND status = 'accepted' AND id <> ?", (sha256, other_than)
+    def unchanged(
+        self,
+        source: str,
+        origin: str,
+        stamp: str,
+        revision: str | None = None,
+        pool: str | None = None,
+    ) -> AdapterDocument | None:
+        """The document recorded for this place under this very stamp, or None; where they are
+        given, at this revision and for this base model."""
+        return self._first(
+            "source = ? AND origin = ? AND stamp = ?"
+            " AND (?4 IS NULL OR revision = ?4) AND (?5 = '' OR pool_key = ?5)",
+            (source, origin, stamp, revision, base_key(pool)),
         )
-        return rows[0].id if rows else None
+
+    def at(self, source: str, origin: str, pool: str | None = None) -> AdapterDocument | None:
+        """The document recorded for this place, or None: an accepted one, else the latest; of
+        this base model's pool, where it is given."""
+        return self._first(
+            "source = ? AND origin = ? AND (?3 = '' OR pool_key = ?3)",
+            (source, origin, base_key(pool)),
+        )
+
+    def holder_of(self, sha256: str, other_than: str, pool: str | None = None) -> str | None:
+        """The id of an accepted adapter with these weights under another id than the given; of
+        this base model's pool, where it is given."""
+        row = self._first(
+            "sha256 = ? AND status = 'accepted' AND id <> ? AND (?3 = '' OR pool_key = ?3)",
+            (sha256, other_than, base_key(pool)),
+        )
+        return row.id if row else None
 
     def get(self, name: str) -> AdapterDocument:
         """The adapter of this name, whatever its status; an accepted one goes first.
@@ -196,74 +185,146 @@ class Catalog:
             InputError: several adapters with different weights have this name, or a `sha256:`
                 has fewer than 8 hex digits.
         """
-        for condition, values in _readings_of(name):
-            rows = self._documents(condition, values)
+        for condition, values in readings_of(name):
+            rows = self._documents(condition, values, "id, origin, recorded DESC, key DESC")
             if rows:
-                return _single(name, rows)
+                return single(name, rows)
         return None
+
+    def meant_by(self, name: str) -> list[AdapterDocument]:
+        """All rows that a name means. An id or an origin means all revisions and pools of its
+        adapter; a revision, a kept path or a sha256 the pools of that revision.
+
+        Raises:
+            InputError: no adapter has this name, or several do.
+        """
+        one = self.get(name)
+        revision = None if names_all(name, one) else one.revision or ""
+        return self._documents(
+            "source = ? AND origin = ? AND (?3 IS NULL OR revision = ?3)",
+            (one.source, one.origin, revision),
+        )
 
     def query(self, query: AdapterQuery) -> list[AdapterDocument]:
         """The adapters that a query asks for, in its order.
 
         Raises:
-            InputError: the sort key is unknown.
+            InputError: the sort key is unknown, or is relevance without a search.
         """
-        key = query.sort.removeprefix("-")
-        if key not in SORT_KEYS:
-            raise unknown_name("sort key", key, SORT_KEYS)
-        conditions = _conditions(query)
-        direction = "DESC" if query.sort.startswith("-") else "ASC"
+        statement = select(query)
+        with self._sqlite_errors():
+            rows = self._connection.execute(statement.sql, statement.values)
+            return [to_document(row) for row in rows]
+
+    def relevance(self, words: Sequence[str]) -> dict[str, float]:
+        """How well accepted adapters' ids, tags and cards fit some words: sha256 -> BM25, higher
+        for better. Those that hold none of the words are absent."""
+        expression = any_of(words)
+        if expression is None:
+            return {}
+        with self._sqlite_errors():
+            rows = self._connection.execute(*relevances(expression)).fetchall()
+        return {row["sha256"]: -row["relevance"] for row in rows}
+
+    def details_of(self, document: AdapterDocument) -> Details:
+        """The card and the modules of a recorded adapter; empty where nobody read them."""
+        with self._sqlite_errors():
+            row = self._connection.execute(
+                "SELECT card, paths, ranks, norms, projections FROM details"
+                " LEFT JOIN module_sets ON module_sets.key = modules"
+                f" WHERE adapter = (SELECT key FROM adapters WHERE {KEY_MATCHES})",
+                key_of(document),
+            ).fetchone()
+        return _to_details(row) if row is not None else Details()
+
+    def revisions_of(self, document: AdapterDocument) -> list[AdapterDocument]:
+        """The other rows of an adapter: revisions and pools, the latest recorded first."""
+        rows = self._documents(
+            "source = ? AND id = ?", (document.source, document.id), "recorded DESC, key DESC"
+        )
+        return [row for row in rows if key_of(row) != key_of(document)]
+
+    def lacking_derived(self) -> list[AdapterDocument]:
+        """Accepted adapters whose norm, fingerprint or modules are not known yet."""
         return self._documents(
-            " AND ".join(conditions) or "TRUE",
-            tuple(value for values in conditions.values() for value in values),
-            f"{SORT_KEYS[key]} {direction} NULLS LAST, id, origin",
-            query.limit,
+            "status = 'accepted' AND (norm IS NULL OR fingerprint IS NULL OR NOT EXISTS"
+            " (SELECT 1 FROM details WHERE adapter = adapters.key AND modules IS NOT NULL))",
+            (),
         )
 
-    def statistics(self, base_model: str | None = None) -> StatsDocument:
+    def kept(self, sha256: str | None = None) -> list[AdapterDocument]:
+        """Every adapter that has a folder, superseded ones too; with these weights, if given."""
+        condition = "path IS NOT NULL AND sha256 IS NOT NULL"
+        if sha256 is None:
+            return self._documents(condition, ())
+        return self._documents(f"{condition} AND sha256 = ?", (sha256,))
+
+    def projections(self) -> dict[tuple[str, ...], StoredProjections]:
+        """What `duplicates` compares, by `row_key`; of accepted adapters."""
+        with self._sqlite_errors():
+            rows = self._connection.execute(
+                f"SELECT {', '.join(KEY)}, modules, ranks, projections FROM adapters"
+                " JOIN details ON adapter = key WHERE status = 'accepted' AND modules IS NOT NULL"
+            )
+            return {tuple(row)[:4]: StoredProjections(*tuple(row)[4:]) for row in rows}
+
+    def module_paths(self) -> dict[int, list[str]]:
+        """The paths of every set of modules, sorted."""
+        with self._sqlite_errors():
+            rows = self._connection.execute("SELECT key, paths FROM module_sets")
+            return {key: json.loads(paths) for key, paths in rows}
+
+    def statistics(
+        self, base_model: str | None = None, reasons_in_order: Sequence[str] = ()
+    ) -> StatsDocument:
         """The index in figures; histograms, sizes and norms are of accepted adapters.
 
         Args:
-            base_model: count only adapters of this base model, under any of its names.
+            base_model: count only adapters of this base model's pool, under any of its names.
+            reasons_in_order: the reason codes in the order of the checks that give them.
         """
-        rows = self.query(AdapterQuery(base_model=base_model, status=None))
-        pool = [row for row in rows if row.status == "accepted"]
-        norms = [row.norm for row in pool if row.norm is not None]
-        return StatsDocument(
-            adapters=len(pool),
-            counts=_histogram(row.status for row in rows),
-            reasons=_histogram(row.reason for row in rows if row.reason is not None),
-            base_models=_histogram(row.base_model for row in pool),
-            ranks=_histogram(str(row.rank.max) for row in pool if row.rank is not None),
-            licenses=_histogram(row.license for row in pool),
-            target_modules=_histogram(name for row in pool for name in row.target_modules),
-            size_bytes=sum(row.size_bytes or 0 for row in pool),
-            norm={"min": min(norms), "median": median(norms), "max": max(norms)} if norms else None,
-        )
+        with self._reading():
+            return figures(self._connection, base_key(base_model), reasons_in_order)
 
     # --- the connection --------------------------------------------------------------------
 
     def _documents(
-        self,
-        condition: str,
-        values: Sequence[Any],
-        order: str = "id, origin",
-        limit: int | None = None,
+        self, condition: str, values: Sequence[Any], order: str = "id, origin, recorded DESC"
     ) -> list[AdapterDocument]:
         with self._sqlite_errors():
             rows = self._connection.execute(
-                f"SELECT {', '.join(COLUMNS)} FROM adapters WHERE {condition}"
-                f" ORDER BY {order} LIMIT ?",
-                (*values, -1 if limit is None else limit),
-            ).fetchall()
-        return [_to_document(row) for row in rows]
+                f"SELECT {', '.join(COLUMNS)} FROM adapters WHERE {condition} ORDER BY {order}",
+                tuple(map(storable, values)),
+            )
+            return [to_document(row) for row in rows]
+
+    def _first(self, condition: str, values: Sequence[Any]) -> AdapterDocument | None:
+        rows = self._documents(condition, values, f"{LIKELIEST_FIRST} LIMIT 1")
+        return rows[0] if rows else None
+
+    @contextmanager
+    def _changed_row(self, document: AdapterDocument) -> Iterator[int | None]:
+        """A transaction that changes a row; its key, or None where it has gone."""
+        with self._transaction():
+            keys = keys_where(self._connection, KEY_MATCHES, dict(key_of(document)))
+            with texts_change(self._connection, keys):
+                yield keys[0] if keys else None
 
     def _hint_for_unknown(self, name: str) -> str:
-        ids = [row.id for row in self._documents("TRUE", ())]
-        near = difflib.get_close_matches(name, ids, n=3, cutoff=0.5)
-        if near:
-            return f"did you mean {' or '.join(near)}?"
-        return f"the index knows {len(ids)} adapters: recycle index list; recycle crawl adds more"
+        with self._sqlite_errors():
+            rows = self._connection.execute("SELECT DISTINCT id FROM adapters").fetchall()
+        return hint_for_unknown(name, [row["id"] for row in rows])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One state of the index for several questions, whoever writes meanwhile."""
+        with self._sqlite_errors():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -273,7 +334,9 @@ class Catalog:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # A full disk may have rolled it back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
@@ -288,88 +351,8 @@ class Catalog:
             ) from error
 
 
-def _to_row(document: AdapterDocument) -> dict[str, Any]:
-    rank = document.rank
-    return {
-        **{name: getattr(document, name) for name in PLAIN_COLUMNS},
-        "rank_min": rank.min if rank else None,
-        "rank_max": rank.max if rank else None,
-        "target_modules": json.dumps(document.target_modules),
-    }
-
-
-def _to_document(row: sqlite3.Row) -> AdapterDocument:
-    fields = {name: row[name] for name in PLAIN_COLUMNS}
-    if row["rank_min"] is not None:
-        fields["rank"] = {"min": row["rank_min"], "max": row["rank_max"]}
-    fields["target_modules"] = json.loads(row["target_modules"])
-    return AdapterDocument.model_validate(fields)
-
-
-def _readings_of(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What a name may mean, the likeliest first, as conditions and their values."""
-    if name.startswith(SHA256_PREFIX):
-        digits = name.removeprefix(SHA256_PREFIX).lower()
-        if len(digits) < MIN_PREFIX or not HEX.fullmatch(digits):
-            raise InputError(
-                f"{name!r} is no sha256", f"give at least {MIN_PREFIX} hex digits after sha256:"
-            )
-        yield "sha256 GLOB ?", (digits + "*",)
-        return
-    yield "id = ?", (name,)
-    plain, at, revision = name.rpartition("@")
-    if at:
-        yield "id = ? AND revision = ?", (plain, revision)
-    path = str(Path(name).expanduser().absolute())
-    yield "origin = ? OR path = ?", (path, path)
-    resolved = str(Path(name).expanduser().resolve())
-    yield "origin = ? OR path = ?", (resolved, resolved)
-    if len(name) >= MIN_PREFIX and HEX.fullmatch(name.lower()):
-        yield "sha256 GLOB ?", (name.lower() + "*",)
-
-
-def _single(name: str, rows: list[AdapterDocument]) -> AdapterDocument:
-    """The one adapter meant, of those that a name fits.
-
-    Rejected duplicates share the digest of an accepted adapter and do not compete with it.
-    """
-    rows = [row for row in rows if row.status == "accepted"] or rows
-    if len({row.sha256 or row.origin for row in rows}) > 1:
-        named = [f"{_digest(row)} ({row.id}, {row.origin})" for row in rows[:MAX_CANDIDATES]]
-        raise InputError(
-            f"{name!r} fits {len(rows)} adapters", f"name one of them: {'; '.join(named)}"
-        )
-    return rows[0]
-
-
-def _digest(row: AdapterDocument) -> str:
-    return f"{SHA256_PREFIX}{row.sha256[:16]}" if row.sha256 else "no digest"
-
-
-def _conditions(query: AdapterQuery) -> dict[str, tuple[Any, ...]]:
-    """SQL condition -> its values, for what a query asks."""
-    text = query.search or ""
-    searched = ("id", "origin", "base_model", "license", "detail")
-    asked: list[tuple[Any, str, tuple[Any, ...]]] = [
-        (query.base_model, "same_base_model(base_model, ?)", (query.base_model,)),
-        (query.license, "lower(license) = lower(?)", (query.license,)),
-        (query.min_rank, "rank_min >= ?", (query.min_rank,)),
-        (query.max_rank, "rank_max <= ?", (query.max_rank,)),
-        (
-            query.target_module,
-            "EXISTS (SELECT 1 FROM json_each(target_modules) WHERE value = ?)",
-            (query.target_module,),
-        ),
-        (
-            query.search,
-            f"({' OR '.join(f'instr(lower({name}), lower(?))' for name in searched)})",
-            (text,) * len(searched),
-        ),
-        (query.status, "status = ?", (query.status,)),
-    ]
-    return {condition: values for value, condition, values in asked if value is not None}
-
-
-def _histogram(values: Iterable[str | None]) -> dict[str, int]:
-    """Value -> count, the commonest first."""
-    return dict(Counter(value or UNKNOWN for value in values).most_common())
+def _to_details(row: sqlite3.Row) -> Details:
+    modules: dict[str, ModuleFacts] = {}
+    if row["paths"] is not None:
+        modules = unpack_modules(row["paths"], row["ranks"], row["norms"], row["projections"])
+    return Details(row["card"], modules)

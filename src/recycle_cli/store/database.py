@@ -3,7 +3,7 @@
 import sqlite3
 import time
 
-from recycle_cli.lora.base_names import same_base_model
+from recycle_cli.lora.base_names import normalised_base_name
 from recycle_cli.store.migrations import migrate
 
 IN_MEMORY = ":memory:"
@@ -14,7 +14,7 @@ BUSY_PAUSE_S = 0.01
 def connect(name: str) -> sqlite3.Connection:
     """A connection in autocommit mode to a file with the newest schema.
 
-    A writer waits for another one for up to 30 s. SQL gets the function `same_base_model`.
+    A writer waits for another one for up to 30 s. Foreign keys are enforced.
 
     Args:
         name: the file, made where absent; its folder must exist.
@@ -28,12 +28,18 @@ def connect(name: str) -> sqlite3.Connection:
         connection.row_factory = sqlite3.Row
         _switch_to_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.create_function("same_base_model", 2, _same_base, deterministic=True)
+        connection.create_function("base_key", 1, base_key, deterministic=True)
         migrate(connection)
+        connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def base_key(name: str | None) -> str:
+    """The text by which names of base models are compared; empty for no name."""
+    return normalised_base_name(name) if name else ""
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
@@ -51,7 +57,3 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(BUSY_PAUSE_S)
-
-
-def _same_base(one: str | None, other: str) -> bool:
-    return one is not None and same_base_model(one, other)

@@ -1,10 +1,11 @@
 """Adapter folders under a root, and what their model cards say."""
 
 import os
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,6 +16,7 @@ CARD_FILE = "README.md"
 MAX_CARD_BYTES = 64 * 1024
 MAX_PATH = 4096
 FENCE = "---"
+CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,25 @@ class FoundFolder:
         id: its posix path relative to the root; the root's own name for the root itself.
         folder: the absolute path.
         root: the resolved folder that was searched; files that lead out of it are not read.
+        revision: its name among the checkpoints of one training; None for an adapter that is none.
+        newer: the later version of the same adapter, where there is one.
     """
 
     id: str
     folder: Path
     root: Path
+    revision: str | None = None
+    newer: str | None = None
+
+    @property
+    def source(self) -> Literal["hub", "folder"]:
+        """The kind of place."""
+        return "folder"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """A folder says nothing of its adapter beside the adapter itself."""
+        return {}
 
     @property
     def origin(self) -> str:
@@ -74,6 +90,33 @@ def find_adapters(root: Path, skip: Collection[Path] = ()) -> Iterator[FoundFold
             yield _found(folder, root)
     for folder in unlisted:
         yield _found(folder, root)
+
+
+def with_versions(found: Iterable[FoundFolder]) -> list[FoundFolder]:
+    """The same adapters, with the checkpoints of one training as versions of one adapter.
+
+    Folders called `checkpoint-N` are versions of the adapter that their parent is, or would be:
+    they go by its id, and their own name is the revision. The latest is the parent itself where
+    it is an adapter, else the one with the highest N; the others have it as `newer`.
+    """
+    found = list(found)
+    trainings: dict[Path, list[FoundFolder]] = {}
+    for one in found:
+        if CHECKPOINT.fullmatch(one.folder.name) and one.folder != one.root:
+            trainings.setdefault(one.folder.parent, []).append(one)
+    there = {one.folder for one in found}
+    versions = {}
+    for parent, checkpoints in trainings.items():
+        root = checkpoints[0].root
+        last = max(checkpoints, key=lambda one: int(one.folder.name.rpartition("-")[2]))
+        name = _found(parent, root).id
+        latest = name if parent in there else f"{name}@{last.folder.name}"
+        for one in checkpoints:
+            newer = latest if parent in there or one is not last else None
+            versions[one.folder] = replace(
+                one, id=name, revision=clean_text(one.folder.name), newer=newer
+            )
+    return [versions.get(one.folder, one) for one in found]
 
 
 def _found(folder: Path, root: Path) -> FoundFolder:

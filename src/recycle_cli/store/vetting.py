@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recycle_cli.errors import InputError
-from recycle_cli.lora.base_names import same_base_model
+from recycle_cli.lora.base_names import names_copy_of, same_base_model
 from recycle_cli.lora.config import UNSUPPORTED, AdapterConfig, AdapterProblem
 from recycle_cli.lora.folder import check_pair
 from recycle_cli.records import AdapterDocument, AdapterStatus, RankRange
@@ -29,14 +29,16 @@ class VettingLimits:
         max_weights_bytes: the largest weights file.
         max_rank: the largest rank of any module, or None for no limit.
         licenses: the licences allowed, compared without case, or None for any and none.
-        min_norm: the smallest Frobenius norm of the whole update; zero updates never pass.
+        min_norm: the Frobenius norm that the whole update must be above: below it an adapter does
+            next to nothing. Zero updates never pass.
         max_norm: the largest. Beyond it an adapter drowns the base model and every other adapter.
+            Both defaults are those of arXiv 2602.12323.
     """
 
     max_weights_bytes: int = 2_000_000_000
     max_rank: int | None = None
     licenses: frozenset[str] | None = None
-    min_norm: float = 0.0
+    min_norm: float = 1.0
     max_norm: float = 1000.0
 
 
@@ -50,22 +52,39 @@ class VettingRules:
         limits: what the user allows.
         holder_of: the id of an accepted adapter with this weights sha256 under another id than
             the one given, or None: called with (sha256, id).
+        also_bases: other names of the base model that the user vouches for.
     """
 
     base_model: str
     base_shapes: Mapping[str, tuple[int, int]]
     limits: VettingLimits
     holder_of: Callable[[str, str], str | None]
+    also_bases: frozenset[str] = frozenset()
+
+    def names_base(self, name: str) -> bool:
+        """Whether a name is the base model's, or that of a copy of it."""
+        return names_copy_of(name, self.base_model) or any(
+            same_base_model(name, other) for other in self.also_bases
+        )
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is checked: its name, what it asks in a sentence, and the codes it gives."""
+    """One thing that is checked.
+
+    Args:
+        name: of the check.
+        sentence: what it asks.
+        codes: the reasons that it gives.
+        run: raises AdapterProblem with one of them.
+        tensors: whether it reads the tensors, and so the whole file.
+    """
 
     name: str
     sentence: str
     codes: tuple[str, ...]
     run: Callable[[Evidence, VettingRules], None]
+    tensors: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,16 +96,28 @@ class Verdict:
     detail: str | None = None
 
 
-def vet(evidence: Evidence, rules: VettingRules) -> Verdict:
-    """Runs the checks in order up to the first problem. Never raises for what the files hold."""
+def vet(evidence: Evidence, rules: VettingRules, tensors: bool = True) -> Verdict:
+    """Runs the checks in order up to the first problem. Never raises for what the files hold.
+
+    Args:
+        evidence: the adapter.
+        rules: what it is held against.
+        tensors: whether to run the checks that read the tensors too.
+    """
     try:
         for check in CHECKS:
-            check.run(evidence, rules)
+            if tensors or not check.tensors:
+                check.run(evidence, rules)
     except AdapterProblem as problem:
         return Verdict("rejected", problem.code, clean_text(problem.message))
     except (OSError, InputError) as error:
-        return Verdict("failed", UNREADABLE, clean_text(str(error)))
+        return Verdict("failed", getattr(error, "code", UNREADABLE), clean_text(str(error)))
     return Verdict("accepted")
+
+
+def unexpected(error: Exception) -> Verdict:
+    """The outcome where vetting itself failed, over files that nobody thought of."""
+    return Verdict("failed", UNREADABLE, clean_text(f"{type(error).__name__}: {error}"))
 
 
 def describe(evidence: Evidence, verdict: Verdict, rules: VettingRules) -> AdapterDocument:
@@ -101,8 +132,10 @@ def describe(evidence: Evidence, verdict: Verdict, rules: VettingRules) -> Adapt
     stated = clean_text(config.base_model) if config and config.base_model else None
     return AdapterDocument(
         id=evidence.found.id,
-        source="folder",
+        source=evidence.found.source,
         origin=evidence.found.origin,
+        revision=evidence.found.revision,
+        pool=rules.base_model,
         sha256=evidence.known("sha256"),
         status=verdict.status,
         reason=verdict.reason,
@@ -115,7 +148,8 @@ def describe(evidence: Evidence, verdict: Verdict, rules: VettingRules) -> Adapt
         license=evidence.card.license,
         size_bytes=evidence.known("size_bytes"),
         norm=norm if norm is not None and math.isfinite(norm) else None,
-        fingerprint=evidence.fingerprint if accepted else None,
+        fingerprint=evidence.fingerprint if accepted and evidence.known("norm") else None,
+        **evidence.found.facts,
     )
 
 
@@ -141,6 +175,17 @@ def _target_modules(config: AdapterConfig | None, pairs: Mapping[str, Pair] | No
 # --- the checks of the configuration and the card -------------------------------------------
 
 
+def check_version(evidence: Evidence, rules: VettingRules) -> None:
+    """Asks for the latest version of an adapter."""
+    if evidence.found.newer is not None:
+        raise AdapterProblem("superseded", f"{evidence.found.newer} is a later version of it")
+
+
+def check_access(evidence: Evidence, rules: VettingRules) -> None:
+    """Asks the place whether the adapter may be read at all."""
+    evidence.check_access()
+
+
 def check_config(evidence: Evidence, rules: VettingRules) -> None:
     """Parses the configuration, which refuses what is no plain low-rank update."""
     _ = evidence.config
@@ -148,20 +193,20 @@ def check_config(evidence: Evidence, rules: VettingRules) -> None:
 
 def check_base_name(evidence: Evidence, rules: VettingRules) -> None:
     """Compares the base model's name; an adapter that names none is left to `check_modules`."""
-    names = _stated_bases(evidence, rules.base_model)
-    if names and not any(same_base_model(name, rules.base_model) for name in names):
+    names = _stated_bases(evidence, rules)
+    if names and not any(rules.names_base(name) for name in names):
         raise AdapterProblem(
             "wrong_base", f"it was trained on {', '.join(names)}, not on {rules.base_model}"
         )
 
 
-def _stated_bases(evidence: Evidence, wanted: str) -> tuple[str, ...]:
+def _stated_bases(evidence: Evidence, rules: VettingRules) -> tuple[str, ...]:
     """The base models that an adapter names: its configuration's word, else its card's.
 
     A path on its author's disk names nothing, unless it is the very path that is wanted.
     """
     stated = (evidence.config.base_model or "").strip()
-    if stated and (same_base_model(stated, wanted) or not _is_local_path(stated)):
+    if stated and (rules.names_base(stated) or not _is_local_path(stated)):
         return (stated,)
     return tuple(name for name in evidence.card.base_models if not _is_local_path(name))
 
@@ -222,7 +267,7 @@ def check_modules(evidence: Evidence, rules: VettingRules) -> None:
         for module, (a, b) in evidence.pairs.items():
             _check_module(module, (b.shape[0], a.shape[1]), rules)
     except AdapterProblem as problem:
-        if _stated_bases(evidence, rules.base_model):
+        if _stated_bases(evidence, rules):
             raise
         raise AdapterProblem(
             "unknown_base", f"it names no base model, and {problem.message}"
@@ -247,7 +292,12 @@ def check_duplicate(evidence: Evidence, rules: VettingRules) -> None:
     """Looks for an accepted adapter with the same weights."""
     holder = rules.holder_of(evidence.sha256, evidence.found.id)
     if holder is not None:
-        raise AdapterProblem("duplicate", f"its weights are byte for byte those of {holder}")
+        raise held(holder)
+
+
+def held(holder: str) -> AdapterProblem:
+    """The problem of an adapter whose weights another one, accepted, has too."""
+    return AdapterProblem("duplicate", f"its weights are byte for byte those of {holder}")
 
 
 def check_finite(evidence: Evidence, rules: VettingRules) -> None:
@@ -261,14 +311,15 @@ def check_norm(evidence: Evidence, rules: VettingRules) -> None:
     norm, limits = evidence.norm, rules.limits
     if norm == 0.0:
         raise AdapterProblem("no_effect", "its update is zero: it changes nothing")
-    if not limits.min_norm <= norm <= limits.max_norm:
+    if not limits.min_norm < norm <= limits.max_norm:
         raise AdapterProblem(
             "norm_out_of_range",
-            f"its update has norm {norm:.4g}, outside {limits.min_norm:g} to {limits.max_norm:g}",
+            f"its update has norm {norm:.4g}, outside ({limits.min_norm:g}, {limits.max_norm:g}]",
         )
 
 
 CONFIG_CODES = (
+    "no_config",
     "link_outside",
     "config_too_large",
     "bad_config",
@@ -279,6 +330,13 @@ CONFIG_CODES = (
 )
 
 CHECKS: tuple[Check, ...] = (
+    Check("version", "It is the latest of its checkpoints.", ("superseded",), check_version),
+    Check(
+        "access",
+        "Its repository is there, open, and lets you in.",
+        ("not_found", "gated", "disabled"),
+        check_access,
+    ),
     Check(
         "config",
         "adapter_config.json is a LoRA for a causal language model and nothing beyond it.",
@@ -320,11 +378,12 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "duplicate", "No accepted adapter has the same weights.", ("duplicate",), check_duplicate
     ),
-    Check("finite", "Its weights are finite numbers.", ("non_finite",), check_finite),
+    Check("finite", "Its weights are finite numbers.", ("non_finite",), check_finite, tensors=True),
     Check(
         "norm",
         "Its update is not zero, and not out of proportion.",
         ("no_effect", "norm_out_of_range"),
         check_norm,
+        tensors=True,
     ),
 )

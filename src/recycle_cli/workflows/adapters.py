@@ -1,6 +1,7 @@
 """From what the user names to adapters: folders, ids in the index, documents from a pipe."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,35 @@ class Source:
                 file = stack.enter_context(open_adapter(self._folder))
             self._check_base(file.config.base_model, base_model)
             yield OpenSource(self, file)
+
+    def shapes(self, base_model: str) -> "Mapping[str, tuple[int, int]]":
+        """Module path -> (out, in). Reads no tensor.
+
+        Raises:
+            InputError: as `open`.
+        """
+        with self.open(base_model) as opened:
+            return opened.shapes
+
+    def largest_rank(self, base_model: str) -> int:
+        """The largest rank among its modules. Reads no tensor.
+
+        Raises:
+            InputError: as `open`.
+        """
+        with self.open(base_model) as opened:
+            return opened.file.largest_rank
+
+    @property
+    def config_digest(self) -> str:
+        """Stands for what its configuration makes of its tensors, in hex."""
+        from recycle_cli.lora.config import parse_config
+        from recycle_cli.lora.folder import read_config
+
+        with self._named():
+            config = parse_config(read_config(self._folder))
+        scaling = config.alpha, config.use_rslora, sorted(config.alpha_pattern.items())
+        return hashlib.sha256(repr(scaling).encode()).hexdigest()[:16]
 
     def check_is_lora(self) -> None:
         """Checks that it is one low-rank update, without reading it.
@@ -260,12 +290,16 @@ def _stated_license(ref: AdapterRef) -> str | None:
 
 
 def _catalog_source(row: AdapterDocument) -> Source:
+    from recycle_cli.store.names import SUPERSEDED
+
     if row.status == "accepted" and row.path is None:
         raise InputError(
             f"adapter {row.id!r} comes from a dry run, which keeps nothing",
             "crawl without --dry-run",
         )
-    if row.status != "accepted" or row.path is None or row.sha256 is None:
+    # A revision that another one took the place of is still kept, for those who name it.
+    usable = row.status == "accepted" or row.reason == SUPERSEDED
+    if not usable or row.path is None or row.sha256 is None:
         raise InputError(
             f"adapter {row.id!r} is in the index as {row.status}: {row.reason} ({row.detail})",
             "name an accepted one: recycle index list",

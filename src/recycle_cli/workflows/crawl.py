@@ -1,11 +1,13 @@
-"""`recycle crawl FOLDER`: vet every adapter under a folder, keep the good ones, record them all."""
+"""`recycle crawl`: vet every adapter of a folder or of the Hub, keep the good ones, record all."""
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,101 +16,67 @@ from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
-from recycle_cli.workflows.provenance import shown
+from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
+from recycle_cli.workflows.crawl_request import CrawlRequest
+from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
+from recycle_cli.workflows.hub_messages import waits_told
+from recycle_cli.workflows.workers import in_order
 
 if TYPE_CHECKING:
-    from recycle_cli.store.evidence import Evidence
-    from recycle_cli.store.folder import FoundFolder
-    from recycle_cli.store.vetting import VettingLimits, VettingRules
+    from recycle_cli.store.evidence import Evidence, Found
+    from recycle_cli.store.hub import Hub
+    from recycle_cli.store.room import Room
+    from recycle_cli.store.vetting import VettingRules
 
-VETTING_VERSION = 1
+VETTING_VERSION = 2
 """Raised when a check changes its mind, so that adapters vetted before are looked at again."""
+MAY_CHANGE = ("gated", "not_found", "disabled")
+"""Refusals that hang on who asks, and when."""
+USUAL_QUOTA = (3000, 300)
+"""Requests to files that the Hub's documentation allows in so many seconds without a token."""
+REQUESTS_TO_KEEP = 3
+"""To the Hub for an adapter that is kept: configuration, weights, card."""
 
 
-@dataclass(frozen=True)
-class CrawlRequest:
-    """What to crawl, and what to let in.
-
-    Args:
-        folder: where to look for adapter folders.
-        base_model: the canonical name of the base model.
-        limit: look at this many adapters at most, in the order of their paths.
-        licenses: the licences allowed, or None for any and none.
-        max_rank: the largest rank allowed.
-        max_bytes: the largest weights file allowed, or None for the usual limit.
-        dry_run: vet, but keep and record nothing.
-    """
-
-    folder: Path
-    base_model: str
-    limit: int | None = None
-    licenses: frozenset[str] | None = None
-    max_rank: int | None = None
-    max_bytes: int | None = None
-    dry_run: bool = False
-
-    def command(self) -> list[str]:
-        """The command line that asks for the same."""
-        words = ["recycle", "crawl", shown(self.folder), "--base-model", self.base_model]
-        limits = {"--limit": self.limit, "--max-rank": self.max_rank, "--max-bytes": self.max_bytes}
-        for name, value in limits.items():
-            words += [name, str(value)] * (value is not None)
-        for license_name in sorted(self.licenses or ()):
-            words += ["--license", license_name]
-        return [*words, *["--dry-run"] * self.dry_run]
-
-
-def crawl_folder(
+def crawl(
     request: CrawlRequest,
     settings: Settings,
     base_shapes: Mapping[str, tuple[int, int]],
     progress: Progress | None = None,
+    hub: "Hub | None" = None,
 ) -> Iterator[AdapterDocument | CrawlDocument]:
-    """Vets the adapters under a folder.
+    """Vets the adapters of a folder or of the Hub.
 
-    The folder is looked through at once; the adapters are vetted as the iterator is advanced. One
-    that has not changed since it was last vetted under the same rules is not read again.
+    What there is is found at once; the adapters are vetted as the iterator is advanced. One that
+    has not changed since it was last vetted under the same rules is not read again.
 
     Args:
         request: what to crawl, and what to let in.
         settings: where the cache and the index are.
         base_shapes: the (out, in) of every linear module of the base model, by module path.
         progress: told of each adapter.
+        hub: the Hub to crawl; None for the one that the environment names.
 
     Returns:
-        One AdapterDocument for each adapter, as it is done, and one CrawlDocument at the end.
+        One AdapterDocument for each adapter, in order, and one CrawlDocument at the end.
 
     Raises:
-        InputError: the folder does not exist, is no folder, or holds no adapter.
-        RecycleError: from the iterator, when the index or the cache cannot be written.
+        InputError: there is no such folder, or no adapter.
+        RecycleError: the Hub cannot be asked; from the iterator, when the index or the cache cannot
+            be written.
     """
-    found = _find(request, settings)
-    return _Crawl(request, settings, base_shapes, progress or Silent()).run(found)
+    from recycle_cli.store.room import Room, bytes_kept
 
-
-def check_folder(folder: Path) -> None:
-    """Checks, before anything is loaded, that there is a folder to crawl.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not folder.expanduser().is_dir():
-        problem = "is no folder" if folder.expanduser().exists() else "does not exist"
-        raise InputError(f"{folder} {problem}", "name a folder that holds adapter folders")
-
-
-def _find(request: CrawlRequest, settings: Settings) -> "list[FoundFolder]":
-    from recycle_cli.store.folder import find_adapters
-
-    check_folder(request.folder)
-    folder = request.folder.expanduser()
-    found = list(find_adapters(folder, skip=[settings.adapters_folder]))
-    if not found:
-        raise InputError(
-            f"{request.folder} holds no adapter: no folder in it has an adapter_config.json",
-            "name the folder above your adapters, or one adapter's own folder",
-        )
-    return found[: request.limit]
+    progress = progress or Silent()
+    room = Room(bytes_kept(settings.adapters_folder), request.max_cache_bytes)
+    source: CrawlSource = (
+        HubSource(request, settings, room, hub)
+        if request.folder is None
+        else FolderSource(request, settings)
+    )
+    with waits_told(progress):
+        found = list(source.find(progress))
+    return _Crawl(request, settings, base_shapes, progress, source, room).run(found)
 
 
 @dataclass
@@ -119,105 +87,105 @@ class _Crawl:
     settings: Settings
     base_shapes: Mapping[str, tuple[int, int]]
     progress: Progress
+    source: CrawlSource
+    room: "Room"
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
+    bytes_accepted: int = 0
     accepted: dict[str, str] = field(default_factory=dict)  # sha256 -> id, of this crawl
 
-    def run(self, found: "list[FoundFolder]") -> Iterator[AdapterDocument | CrawlDocument]:
+    def run(self, found: "list[Found]") -> Iterator[AdapterDocument | CrawlDocument]:
         started = time.monotonic()
         self.progress.stage("vetting adapters", len(found))
-        with self._open_catalog() as catalog:
-            rules = self._rules(catalog)
+        with ExitStack() as stack:
+            catalog = stack.enter_context(self._open_catalog())
+            stack.callback(self.source.stop)
+            stack.enter_context(waits_told(self.progress))
+            rules = self._rules()
             digest = _digest_of(rules)
             if not self.request.dry_run:
                 from recycle_cli.store.cache import sweep
 
                 sweep(self.settings.adapters_folder)
-            for folder in found:
-                document = self._one(folder, catalog, rules, digest)
+            looks = (_Look(one, self.source.stamp(one, digest)) for one in found)
+            asked = (look.recorded_in(catalog, self.request.base_model) for look in looks)
+            for look in in_order(
+                lambda look: look.vet(self.source, rules), asked, self.source.workers
+            ):
+                document = self._finish(look, catalog, rules)
                 self._count(document)
                 yield document
-        yield CrawlDocument(
-            source="folder",
-            base_model=self.request.base_model,
-            counts=dict(self.counts),
-            reasons=dict(self.reasons),
-            requests=0,
-            bytes=self.bytes_read,
-            elapsed_s=time.monotonic() - started,
-        )
+        yield self._summary(time.monotonic() - started)
 
     def _open_catalog(self) -> Catalog:
         """The index; a dry run reads it where there is one, and makes none."""
         file = self.settings.catalog_file
         return Catalog(None if self.request.dry_run and not file.exists() else file)
 
-    def _rules(self, catalog: Catalog) -> "VettingRules":
+    def _rules(self) -> "VettingRules":
+        """The rules for those who look, who cannot ask the index: they know what this crawl has
+        accepted so far, and `_finish` asks for the rest."""
         from recycle_cli.store.vetting import VettingRules
 
         def holder_of(sha256: str, adapter_id: str) -> str | None:
-            earlier = self.accepted.get(sha256)
-            return earlier if earlier is not None else catalog.holder_of(sha256, adapter_id)
+            holder = self.accepted.get(sha256)
+            return None if holder == adapter_id else holder
 
+        request = self.request
         return VettingRules(
-            self.request.base_model, self.base_shapes, _limits(self.request), holder_of
+            request.base_model, self.base_shapes, request.limits(), holder_of, request.also_bases
         )
 
-    def _one(
-        self, folder: "FoundFolder", catalog: Catalog, rules: "VettingRules", digest: str
-    ) -> AdapterDocument:
-        from recycle_cli.store.evidence import Evidence
-        from recycle_cli.store.vetting import describe, vet
-
-        stamp = _stamp(folder, digest)
-        recorded = catalog.unchanged("folder", folder.origin, stamp) if stamp else None
-        if recorded is not None and self._still_holds(recorded, folder, catalog):
-            return recorded
-        evidence = Evidence(folder)
-        document = describe(evidence, vet(evidence, rules), rules)
-        if not self.request.dry_run:
-            document = self._keep(document, evidence)
-            if not _serves_another_base(document, catalog):
-                catalog.record(document, None if document.status == "failed" else stamp)
+    def _finish(self, look: "_Look", catalog: Catalog, rules: "VettingRules") -> AdapterDocument:
+        """The document of an adapter that was looked at, kept and recorded."""
+        if look.recorded is not None:
+            return look.recorded
+        document, evidence = look.document, look.evidence
+        assert document is not None and evidence is not None
+        try:
+            if document.status == "accepted":
+                document = self._keep(self._unless_held(document, catalog, rules), evidence)
+            if not self.request.dry_run:
+                again = document.status == "failed" or document.reason in MAY_CHANGE
+                details = details_of(evidence) if document.status == "accepted" else None
+                catalog.record(document, None if again else look.stamp, details)
+        finally:
+            evidence.discard()
         self.bytes_read += evidence.bytes_read
         return document
 
-    def _still_holds(
-        self, recorded: AdapterDocument, folder: "FoundFolder", catalog: Catalog
-    ) -> bool:
-        """True when what was recorded of an unchanged adapter does not hang on what has gone."""
-        from recycle_cli.store.cache import is_whole
+    def _unless_held(
+        self, document: AdapterDocument, catalog: Catalog, rules: "VettingRules"
+    ) -> AdapterDocument:
+        """The document, refused where an accepted adapter has the same weights."""
+        sha256 = document.sha256 or ""
+        holder = rules.holder_of(sha256, document.id) or catalog.holder_of(
+            sha256, document.id, pool=self.request.base_model
+        )
+        if holder is None:
+            return document
+        from recycle_cli.store.vetting import held
 
-        if recorded.id != folder.id:
-            return False
-        if recorded.reason == "duplicate":
-            return catalog.holder_of(recorded.sha256 or "", recorded.id) is not None
-        if recorded.status != "accepted":
-            return True
-        path, size = recorded.path, recorded.size_bytes
-        return path is not None and size is not None and is_whole(Path(path), size)
+        problem = held(holder)
+        return document.model_copy(
+            update={"status": "rejected", "reason": problem.code, "detail": problem.message}
+        )
 
     def _keep(self, document: AdapterDocument, evidence: "Evidence") -> AdapterDocument:
         """Keeps an accepted adapter; its document with the path it is kept under."""
-        from recycle_cli.store.cache import CacheEntry, clean_config, keep
+        if document.status != "accepted" or self.request.dry_run:
+            return document
+        from recycle_cli.store.room import NoRoom
         from recycle_cli.store.vetting import UNREADABLE
 
-        if document.status != "accepted":
-            return document
-        ranks = {module: a.shape[0] for module, (a, _) in evidence.pairs.items()}
-        entry = CacheEntry(
-            sha256=evidence.sha256,
-            weights=evidence.weights_path,
-            config=clean_config(evidence.config, ranks, self.request.base_model),
-            source_config=evidence.config_text,
-            source_card=evidence.card_text,
-        )
         try:
-            path = keep(self.settings.adapters_folder, entry)
-        except InputError as error:
-            failure = {"status": "failed", "reason": UNREADABLE, "detail": error.message}
-            return document.model_copy(update=failure)
+            path = keep_evidence(evidence, self.request.base_model, self.settings, self.room)
+        except (InputError, NoRoom) as error:
+            reason = getattr(error, "code", UNREADABLE)
+            return document.model_copy(
+                update={"status": "failed", "reason": reason, "detail": str(error)}
+            )
         return document.model_copy(update={"path": str(path)})
 
     def _count(self, document: AdapterDocument) -> None:
@@ -226,24 +194,85 @@ class _Crawl:
             self.reasons[document.reason] += 1
         if document.status == "accepted" and document.sha256 is not None:
             self.accepted[document.sha256] = document.id
+            self.bytes_accepted += document.size_bytes or 0
         self.progress.advance(f"{document.id}: {document.reason or document.status}")
 
+    def _summary(self, elapsed_s: float) -> CrawlDocument:
+        request = self.request
+        document = CrawlDocument(
+            source=request.source,
+            base_model=request.base_model,
+            counts=dict(self.counts),
+            reasons=dict(self.reasons),
+            requests=0,
+            bytes=self.bytes_read,
+            elapsed_s=elapsed_s,
+        )
+        if not isinstance(self.source, HubSource):
+            return document
+        hub = self.source.hub
+        update: dict[str, object] = {
+            "requests": hub.traffic.requests,
+            "storage_requests": hub.traffic.storage_requests,
+            "bytes": hub.traffic.bytes,
+        }
+        if request.dry_run:
+            requests = REQUESTS_TO_KEEP * self.counts["accepted"]
+            quota, window = hub.quotas.get("resolvers", USUAL_QUOTA)
+            update |= {
+                "requests_to_come": requests,
+                "bytes_to_come": self.bytes_accepted,
+                "rate_limited_s": max(0, math.ceil(requests / quota) - 1) * window,
+            }
+        return document.model_copy(update=update)
 
-def _serves_another_base(document: AdapterDocument, catalog: Catalog) -> bool:
-    """Whether an adapter refused for its base model is in the pool of another one: it stays."""
-    if document.reason not in ("wrong_base", "unknown_base"):
-        return False
-    recorded = catalog.at(document.source, document.origin)
-    return recorded is not None and recorded.status == "accepted"
 
+@dataclass
+class _Look:
+    """A look at one adapter: what is recorded of it, or what vetting finds."""
 
-def _limits(request: CrawlRequest) -> "VettingLimits":
-    from recycle_cli.store.vetting import VettingLimits
+    found: "Found"
+    stamp: str | None
+    recorded: AdapterDocument | None = None
+    document: AdapterDocument | None = None
+    evidence: "Evidence | None" = None
 
-    limits = VettingLimits(max_rank=request.max_rank, licenses=request.licenses)
-    if request.max_bytes is None:
-        return limits
-    return replace(limits, max_weights_bytes=request.max_bytes)
+    def recorded_in(self, catalog: Catalog, pool: str) -> "_Look":
+        """Looks into the index: what is recorded of an unchanged adapter, and does not hang on
+        what has gone, holds."""
+        from recycle_cli.store.cache import is_whole
+
+        if self.stamp is None:
+            return self
+        found = self.found
+        row = catalog.unchanged(found.source, found.origin, self.stamp, found.revision, pool)
+        if row is None or row.id != found.id:
+            return self
+        if row.reason == "duplicate":
+            holds = catalog.holder_of(row.sha256 or "", row.id, pool=pool) is not None
+        elif row.status == "accepted":
+            path, size = row.path, row.size_bytes
+            holds = path is not None and size is not None and is_whole(Path(path), size)
+        else:
+            holds = row.reason != "superseded" or found.newer is not None
+        self.recorded = row if holds else None
+        return self
+
+    def vet(self, source: CrawlSource, rules: "VettingRules") -> "_Look":
+        """Vets it, unless what is recorded holds. May run in any thread; asks no index."""
+        from recycle_cli.store.vetting import describe, unexpected, vet
+
+        if self.recorded is not None:
+            return self
+        evidence = self.evidence = source.evidence(self.found)
+        try:
+            verdict = vet(evidence, rules, source.looks_at_tensors)
+            if verdict.status == "accepted" and source.looks_at_tensors:
+                _ = evidence.weights_path, evidence.projection, evidence.card_text
+        except Exception as error:  # one bad adapter never stops the rest
+            verdict = unexpected(error)
+        self.document = describe(evidence, verdict, rules)
+        return self
 
 
 def _digest_of(rules: "VettingRules") -> str:
@@ -252,26 +281,9 @@ def _digest_of(rules: "VettingRules") -> str:
     decisive = {
         "version": VETTING_VERSION,
         "base_model": rules.base_model,
+        "also_bases": sorted(rules.also_bases),
         "base_shapes": sorted(rules.base_shapes.items()),
         "any_license": rules.limits.licenses is None,
         "limits": limits,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(folder: "FoundFolder", rules_digest: str) -> str | None:
-    """What must be the same for a verdict to hold; None where the files cannot be looked at."""
-    from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE
-    from recycle_cli.store.folder import CARD_FILE
-
-    files: dict[str, list[int] | None] = {}
-    for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
-        try:
-            status = (folder.folder / name).stat()
-        except FileNotFoundError:
-            files[name] = None
-        except OSError:
-            return None
-        else:
-            files[name] = [status.st_size, status.st_mtime_ns]
-    return json.dumps({"files": files, "rules": rules_digest}, sort_keys=True)

@@ -24,14 +24,16 @@ from recycle_cli.records import (
 )
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source, resolve_documents
-from recycle_cli.workflows.crawl import CrawlRequest, crawl_folder
+from recycle_cli.workflows.crawl import crawl
+from recycle_cli.workflows.crawl_request import CrawlRequest
 from recycle_cli.workflows.evaluate import EvalRequest, Evaluated, evaluate
 from recycle_cli.workflows.index import update_index
 from recycle_cli.workflows.merge import merge
 from recycle_cli.workflows.merge_request import MergeRequest
 from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
 from recycle_cli.workflows.provenance import Clock, shown
-from recycle_cli.workflows.select import SelectRequest, pool_of, select
+from recycle_cli.workflows.select import pool_of, select
+from recycle_cli.workflows.select_request import SelectRequest
 from recycle_cli.workflows.tune import tune
 from recycle_cli.workflows.tune_request import LoraShape, Reinit, TuneRequest
 
@@ -205,9 +207,9 @@ class _Demo:
 
     def find_pool(self) -> list[Source]:
         """Crawls the example pool and brings the index up to date."""
-        crawl = CrawlRequest(examples_folder() / "pool", self.request.base_model)
-        self._announce("Find adapters: vet every one, keep the good ones.", crawl.command())
-        documents = crawl_folder(crawl, self.settings, self.base.shapes, self.progress)
+        asked = CrawlRequest(examples_folder() / "pool", self.request.base_model)
+        self._announce("Find adapters: vet every one, keep the good ones.", asked.command())
+        documents = crawl(asked, self.settings, self.base.shapes, self.progress)
         found = {d.sha256 for d in documents if isinstance(d, AdapterDocument)}
         self._announce("Bring the index up to date.", ["recycle", "index"])
         update_index(self.settings, self.progress)
@@ -227,7 +229,7 @@ class _Demo:
         )
         title = f"Select the {extent.k} adapters that do the task best as they are."
         self._announce(title, request.command(pool))
-        return select(request, pool, self.base, self.progress)
+        return select(request, pool, self.base, self.settings, self.progress)
 
     def make_all(self, chosen: Sequence[Source]) -> None:
         """Makes every adapter that the verdict compares."""

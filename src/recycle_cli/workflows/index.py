@@ -2,15 +2,31 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 from recycle_cli.errors import RecycleError
 from recycle_cli.progress import Progress, Silent
-from recycle_cli.records import AdapterDocument, IndexDocument, StatsDocument
+from recycle_cli.records import (
+    AdapterDocument,
+    IndexDocument,
+    ModuleNorm,
+    OtherRow,
+    ShownAdapterDocument,
+    StatsDocument,
+)
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import AdapterQuery, Catalog
+from recycle_cli.store.details import Details, ModuleFacts
+from recycle_cli.store.rows import row_key
 
-MISSING = "missing"
-DAMAGED = "damaged"
+MISSING: Literal["missing"] = "missing"
+DAMAGED: Literal["damaged"] = "damaged"
+
+
+def open_index(settings: Settings) -> Catalog:
+    """The index, to be asked; where there is none, an empty one that leaves nothing behind."""
+    file = settings.catalog_file
+    return Catalog(file if file.exists() else None)
 
 
 def update_index(settings: Settings, progress: Progress | None = None) -> IndexDocument:
@@ -28,12 +44,13 @@ def update_index(settings: Settings, progress: Progress | None = None) -> IndexD
     """
     started = time.monotonic()
     progress = progress or Silent()
-    with Catalog(settings.catalog_file) as catalog:
+    with open_index(settings) as catalog:
         pool = catalog.query(AdapterQuery())
+        lacking = {row_key(document) for document in catalog.lacking_derived()}
         progress.stage("updating the index", len(pool))
         updated = 0
         for document in pool:
-            updated += _update(document, catalog)
+            updated += _update(document, row_key(document) in lacking, catalog)
             progress.advance(document.id)
         return IndexDocument(
             adapters=len(catalog.query(AdapterQuery())),
@@ -47,47 +64,80 @@ def update_index(settings: Settings, progress: Progress | None = None) -> IndexD
         )
 
 
-def _update(document: AdapterDocument, catalog: Catalog) -> bool:
+def _update(document: AdapterDocument, lacks_derived: bool, catalog: Catalog) -> bool:
     """Updates one row; True when it changed."""
     folder = Path(document.path or "")
     if document.path is None or not folder.is_dir():
         catalog.set_failed(document, MISSING, f"its folder {document.path} has gone")
         return True
-    if document.norm is not None and document.fingerprint is not None:
-        return False
+    if lacks_derived:
+        _derive(document, folder, catalog)
+    return lacks_derived
+
+
+def _derive(document: AdapterDocument, folder: Path, catalog: Catalog) -> None:
+    from recycle_cli.lora.fingerprint import project
     from recycle_cli.lora.folder import read_adapter
     from recycle_cli.lora.norm import fingerprint, module_norms, total_norm
 
     try:
         update = read_adapter(folder).update
-        norms = module_norms(update)
+        norms, projections = module_norms(update), project(update)
     except (RecycleError, OSError) as error:
         catalog.set_failed(document, DAMAGED, str(error))
-    else:
-        catalog.set_derived(document, total_norm(norms), fingerprint(update, norms))
-    return True
+        return
+    modules = {
+        module: ModuleFacts(piece.rank, norms[module], projections[module])
+        for module, piece in update.items()
+    }
+    card = catalog.details_of(document).card or _kept_card(document, folder)
+    details = Details(card, modules)
+    catalog.set_derived(document, total_norm(norms), fingerprint(update, norms), details)
+
+
+def _kept_card(document: AdapterDocument, folder: Path) -> str:
+    from recycle_cli.store.cache import SOURCE_FOLDER
+    from recycle_cli.store.folder import FoundFolder, read_card
+
+    source = folder / SOURCE_FOLDER
+    return read_card(FoundFolder(document.id, source, source))[1]
 
 
 def list_adapters(query: AdapterQuery, settings: Settings) -> list[AdapterDocument]:
     """The adapters in the index that a query asks for.
 
     Raises:
-        InputError: the sort key is unknown.
+        InputError: the sort key is unknown, or is relevance without a search.
         RecycleError: the index cannot be used.
     """
-    with Catalog(settings.catalog_file) as catalog:
+    with open_index(settings) as catalog:
         return catalog.query(query)
 
 
-def show_adapter(name: str, settings: Settings) -> AdapterDocument:
-    """The adapter of this name, whatever its status: an id, a path or the start of a sha256.
+def show_adapter(name: str, settings: Settings) -> ShownAdapterDocument:
+    """The adapter of this name, whatever its status, with all that is known of it.
+
+    Args:
+        name: an id, with or without `@revision`, a path or the start of a sha256.
+        settings: where the index is.
 
     Raises:
         InputError: no adapter has this name, or several do.
         RecycleError: the index cannot be used.
     """
-    with Catalog(settings.catalog_file) as catalog:
-        return catalog.get(name)
+    with open_index(settings) as catalog:
+        document = catalog.get(name)
+        details = catalog.details_of(document)
+        others = catalog.revisions_of(document)
+    return ShownAdapterDocument(
+        **dict(document),
+        modules={
+            module: ModuleNorm(rank=facts.rank, norm=facts.norm)
+            for module, facts in details.modules.items()
+        },
+        card=details.card,
+        others=[OtherRow(**row.model_dump(include=set(OtherRow.model_fields))) for row in others],
+    )
 
 
 def pool_statistics(settings: Settings, base_model: str | None = None) -> StatsDocument:
@@ -96,5 +146,11 @@ def pool_statistics(settings: Settings, base_model: str | None = None) -> StatsD
     Raises:
         RecycleError: the index cannot be used.
     """
-    with Catalog(settings.catalog_file) as catalog:
-        return catalog.statistics(base_model)
+    with open_index(settings) as catalog:
+        document = catalog.statistics(base_model)
+        if len(document.funnel) < 2:
+            return document
+        # Only now: it loads torch, and one reason is in order by itself.
+        from recycle_cli.store.vetting import CHECKS
+
+        return catalog.statistics(base_model, [code for check in CHECKS for code in check.codes])

@@ -1,13 +1,11 @@
 """`recycle select`: score the pool for a task and take the best."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from recycle_cli.errors import InputError, RecycleError
-from recycle_cli.evaluation.tasks import Row, Task, training_split
-from recycle_cli.progress import Progress, Silent
+from recycle_cli.errors import RecycleError
+from recycle_cli.progress import Progress
 from recycle_cli.records import (
     AdapterRef,
     LeftOut,
@@ -16,73 +14,49 @@ from recycle_cli.records import (
     SelectionDocument,
     TaskRef,
 )
-from recycle_cli.selection.catalog import find_selection_method
+from recycle_cli.selection.catalog import (
+    CARD,
+    HALVING,
+    NORMALISED,
+    RANDOM,
+    find_selection_method,
+)
 from recycle_cli.selection.ranking import Score, rank
 from recycle_cli.selection.shuffle import random_score
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source
-from recycle_cli.workflows.answers import Answers, answer_rows
-from recycle_cli.workflows.provenance import Clock, shown
+from recycle_cli.workflows.provenance import Clock
+from recycle_cli.workflows.select_outcome import Outcome
+from recycle_cli.workflows.select_request import SelectRequest, check_request
 
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
+    from recycle_cli.lora.update import ModelUpdate
+    from recycle_cli.store.catalog import AdapterQuery
 
-ScoreOn = Literal["train", "all"]
+OPEN_AT_ONCE = 128
+"""Adapters whose files are open at the same time."""
 
 
-@dataclass(frozen=True)
-class SelectRequest:
-    """What to select.
+def pool_of(
+    base_model: str, settings: Settings, query: "AdapterQuery | None" = None
+) -> list[Source]:
+    """The accepted adapters of a base model in the index.
 
     Args:
-        task: the task to select for; methods that need none take None.
         base_model: the canonical name of the base model.
-        method: a name in the selection catalog.
-        k: how many adapters to take, at least 1.
-        seed: of the split, and of random scores.
-        rows: how many of the task's training rows may be used, or None for all.
-        score_on: the training part of those rows, or all of them, as the paper does.
-        named: whether the pool was named by the user, not taken whole from the index.
-    """
-
-    task: Task | None
-    base_model: str
-    method: str = "evaluation"
-    k: int = 10
-    seed: int = 0
-    rows: int | None = None
-    score_on: ScoreOn = "train"
-    named: bool = False
-
-    def command(self, pool: Sequence[Source]) -> list[str]:
-        """The command line that asks for the same."""
-        words = ["recycle", "select"]
-        words += [source.word for source in pool] if self.named else []
-        words += ["--base-model", self.base_model, "--method", self.method]
-        words += ["-k", str(self.k), "--seed", str(self.seed)]
-        words += ["--task", shown(self.task.path)] if self.task else []
-        words += ["--rows", str(self.rows)] if self.rows else []
-        words += ["--score-on", self.score_on] if self.score_on != "train" else []
-        return words
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    scores: list[Score]
-    left_out: list[LeftOut]
-    passes: int
-
-
-def pool_of(base_model: str, settings: Settings) -> list[Source]:
-    """All accepted adapters of a base model in the index.
+        settings: where the index is.
+        query: what else they have to be; None for all.
 
     Raises:
         RecycleError: there is none.
     """
+    from dataclasses import replace
+
     from recycle_cli.store.catalog import AdapterQuery, Catalog
 
     with Catalog(settings.catalog_file) as catalog:
-        rows = catalog.query(AdapterQuery(base_model=base_model))
+        rows = catalog.query(replace(query or AdapterQuery(), base_model=base_model))
     pool = [
         Source(AdapterRef(id=row.id, revision=row.revision, sha256=row.sha256, path=row.path))
         for row in rows
@@ -90,44 +64,27 @@ def pool_of(base_model: str, settings: Settings) -> list[Source]:
     ]
     if not pool:
         raise RecycleError(
-            f"the index holds no adapter of {base_model}",
-            f"crawl a folder of adapters first: recycle crawl FOLDER --base-model {base_model}",
+            f"the index holds no adapter of {base_model}"
+            + (" that is asked for" if query and query != AdapterQuery() else ""),
+            f"crawl adapters first: recycle crawl hub --base-model {base_model}, or a folder",
         )
     return pool
-
-
-def check_request(request: SelectRequest, pool: Sequence[Source]) -> None:
-    """Checks, before anything is loaded, that the request makes sense.
-
-    Raises:
-        InputError: the method is unknown, lacks a task or has no use for what is asked, the task
-            has too few rows, or what was named is no LoRA.
-    """
-    for source in pool:
-        source.check_is_lora()
-    method = find_selection_method(request.method)
-    if method.needs_task and request.task is None:
-        raise InputError(f"--method {method.name} needs a task", "name one with --task")
-    if method.needs_task and request.task is not None:
-        _rows_to_score(request, request.task)
-    elif request.rows is not None or request.score_on != "train":
-        raise InputError(
-            f"--method {method.name} scores no rows", "leave out --rows and --score-on"
-        )
 
 
 def select(
     request: SelectRequest,
     pool: Sequence[Source],
     base: "BaseModel | None",
+    settings: Settings,
     progress: Progress,
 ) -> SelectionDocument:
     """Ranks a pool.
 
     Args:
         request: what to select.
-        pool: the adapters to rank.
+        pool: the adapters to rank; a target LoRA among them is not ranked.
         base: the loaded base model, for methods that run it.
+        settings: where the index is, in which answers are kept.
         progress: told of every adapter scored.
 
     Raises:
@@ -137,15 +94,25 @@ def select(
     """
     clock = Clock()
     check_request(request, pool)
-    if not find_selection_method(request.method).needs_task:
-        scores = [Score(s.ref.sha256, random_score(s.ref.sha256, request.seed)) for s in pool]
-        outcome = _Outcome(scores, [], 0)
-    elif request.task is None or base is None:
-        raise ValueError(f"{request.method} runs the base model on a task; one of them is missing")
+    method = find_selection_method(request.method)
+    if method.needs_model and base is None:
+        raise ValueError(f"{request.method} runs the base model, and there is none")
+    target = request.target.ref.sha256 if request.target else None
+    ranked = [source for source in pool if source.ref.sha256 != target]
+    if method.needs == "rows":
+        assert base is not None
+        outcome = _by_rows(request, ranked, base, settings, progress)
+    elif method.needs == "gradient":
+        assert base is not None
+        outcome = _by_gradient(request, ranked, base, progress)
+    elif method.needs == "target":
+        outcome = _by_target(request, ranked, progress)
+    elif method.needs == "index":
+        outcome = _by_index(request, ranked, settings)
     else:
-        outcome = _evaluate_pool(request, request.task, pool, base, progress)
+        outcome = _by_themselves(request, ranked)
     if not outcome.scores:
-        first = outcome.left_out[0]
+        first = outcome.left_out[0] if outcome.left_out else LeftOut(id="-", reason="none was left")
         raise RecycleError(
             f"none of the {len(pool)} adapters could be ranked; {first.id}: {first.reason}",
             "see recycle index list, and crawl adapters of this base model",
@@ -153,68 +120,186 @@ def select(
     return _document(request, pool, outcome, clock)
 
 
-def _evaluate_pool(
-    request: SelectRequest, task: Task, pool: Sequence[Source], base: "BaseModel", report: Progress
-) -> _Outcome:
-    """One pass over the rows for each adapter; one that does not fit is left out, and why."""
-    rows = _rows_to_score(request, task)
-    report.stage(f"scoring {len(pool)} adapters on {len(rows)} rows", len(pool))
-    scores, left_out = [], []
+def _by_rows(
+    request: SelectRequest,
+    pool: Sequence[Source],
+    base: "BaseModel",
+    settings: Settings,
+    progress: Progress,
+) -> Outcome:
+    from recycle_cli.store.answers import AnswerBook
+    from recycle_cli.workflows.scorers import make_scorer
+    from recycle_cli.workflows.select_rows import RowScores, evaluate, halve
+
+    assert request.task is not None
+    scorer = make_scorer(
+        base, request.base_model, request.task.metric, settings, request.workers, request.ray
+    )
+    with AnswerBook(settings.catalog_file) as book:
+        scores = RowScores(request, base, book, scorer, progress)
+        return (halve if request.method == HALVING else evaluate)(request, pool, scores)
+
+
+def _by_gradient(
+    request: SelectRequest, pool: Sequence[Source], base: "BaseModel", progress: Progress
+) -> Outcome:
+    """One pass of the base model, then the products of its gradients with every update."""
+    from recycle_cli.engine.encoding import encode_examples
+    from recycle_cli.engine.gradients import weight_gradients
+    from recycle_cli.lora.norm import module_norms, total_norm
+    from recycle_cli.selection.first_order import slopes
+
+    rows = request.rows_to_score()
+    fitting, left_out = _fitting(request, pool, base)
+    modules = {module for source in fitting for module in source.shapes(request.base_model)}
+    progress.stage("one gradient of the base model")
+    gradients = weight_gradients(base, encode_examples(base, rows), sorted(modules), progress)
+    normalise = request.method == NORMALISED
+
+    def score(updates: "Sequence[ModelUpdate]") -> list[float]:
+        found = [-slope for slope in slopes(gradients, updates)]
+        if not normalise:
+            return found
+        norms = [total_norm(module_norms(update)) for update in updates]
+        return [one / norm if norm else 0.0 for one, norm in zip(found, norms, strict=True)]
+
+    scores = _scored(request, fitting, score, progress)
+    return Outcome(scores, left_out, passes=1, rows_scored=len(rows))
+
+
+def _by_target(request: SelectRequest, pool: Sequence[Source], progress: Progress) -> Outcome:
+    from recycle_cli.selection.similarity import similarity
+
+    assert request.target is not None
+    target = request.target.load(request.base_model)
+
+    def score(updates: "Sequence[ModelUpdate]") -> list[float]:
+        return [similarity(update, target, request.method, request.aggregate) for update in updates]
+
+    usable, left_out = _usable(request, pool)
+    return Outcome(_scored(request, usable, score, progress), left_out)
+
+
+def _scored(
+    request: SelectRequest,
+    pool: Sequence[Source],
+    score: "Callable[[Sequence[ModelUpdate]], list[float]]",
+    progress: Progress,
+) -> list[Score]:
+    """Scores from updates, which are read module by module, some adapters at a time."""
+    progress.stage(f"comparing {len(pool)} adapters", len(pool))
+    scores = []
+    for start in range(0, len(pool), OPEN_AT_ONCE):
+        part = pool[start : start + OPEN_AT_ONCE]
+        with ExitStack() as stack:
+            opened = [stack.enter_context(source.open(request.base_model)) for source in part]
+            values = score([one.update for one in opened])
+        for source, value in zip(part, values, strict=True):
+            scores.append(Score(source.ref.sha256, value))
+            progress.advance(f"{source.ref.id} {value:.4g}")
+    return scores
+
+
+def _usable(request: SelectRequest, pool: Sequence[Source]) -> tuple[list[Source], list[LeftOut]]:
+    """The adapters that can be opened, and the others, with the reason."""
+    usable, left_out = [], []
     for source in pool:
         try:
-            update = source.load(request.base_model)
-            answers = answer_rows(base, update, rows, task.metric, Silent(), likelihoods=True)
+            source.shapes(request.base_model)
         except RecycleError as error:
             left_out.append(LeftOut(id=source.ref.id, reason=error.message))
-            report.advance(f"{source.ref.id} left out")
-            continue
-        score = _score(source, answers)
-        if math.isfinite(score.tie_breaker):
-            scores.append(score)
-            report.advance(f"{source.ref.id} {score.value:.3f}")
         else:
-            left_out.append(LeftOut(id=source.ref.id, reason="its likelihoods are no numbers"))
-            report.advance(f"{source.ref.id} left out")
-    return _Outcome(scores, left_out, len(scores))
+            usable.append(source)
+    return usable, left_out
 
 
-def _rows_to_score(request: SelectRequest, task: Task) -> tuple[Row, ...]:
-    train, valid = training_split(task, request.seed, request.rows)
-    return train + valid if request.score_on == "all" else train
+def _fitting(
+    request: SelectRequest, pool: Sequence[Source], base: "BaseModel"
+) -> tuple[list[Source], list[LeftOut]]:
+    """The adapters whose modules are those of the base model, and the others."""
+    usable, left_out = _usable(request, pool)
+    there, fitting = base.shapes, []
+    for source in usable:
+        shapes = source.shapes(request.base_model)
+        wrong = [module for module, shape in shapes.items() if there.get(module) != shape]
+        if wrong:
+            reason = f"{wrong[0]} is not in {request.base_model}, or has another shape there"
+            left_out.append(LeftOut(id=source.ref.id, reason=reason))
+        else:
+            fitting.append(source)
+    return fitting, left_out
 
 
-def _score(source: Source, answers: Answers) -> Score:
-    likelihoods = answers.log_likelihoods or [0.0]
-    return Score(
-        source.ref.sha256,
-        sum(answers.correct) / len(answers.correct),
-        sum(likelihoods) / len(likelihoods),
-    )
+def _by_index(request: SelectRequest, pool: Sequence[Source], settings: Settings) -> Outcome:
+    """Scores from what the index holds: downloads, or the words of cards."""
+    from recycle_cli.selection.words import words_of
+    from recycle_cli.store.catalog import AdapterQuery, Catalog
+
+    with Catalog(settings.catalog_file) as catalog:
+        if request.method == CARD:
+            assert request.task is not None
+            texts = [f"{row.input} {row.output}" for row in request.rows_to_score()]
+            found = catalog.relevance(words_of([request.task.name, *texts]))
+            scores = [Score(s.ref.sha256, found.get(s.ref.sha256, 0.0)) for s in pool]
+            return Outcome(scores)
+        rows = catalog.query(AdapterQuery())
+    counts: Mapping[str | None, int | None] = {row.sha256: row.downloads for row in rows}
+    scores, left_out = [], []
+    for source in pool:
+        count = counts.get(source.ref.sha256)
+        if count is None:
+            left_out.append(LeftOut(id=source.ref.id, reason="nobody counted its downloads"))
+        else:
+            scores.append(Score(source.ref.sha256, float(count)))
+    return Outcome(scores, left_out)
+
+
+def _by_themselves(request: SelectRequest, pool: Sequence[Source]) -> Outcome:
+    if request.method == RANDOM:
+        return Outcome(
+            [Score(s.ref.sha256, random_score(s.ref.sha256, request.seed)) for s in pool]
+        )
+    usable, left_out = _usable(request, pool)
+    scores = [Score(s.ref.sha256, float(s.largest_rank(request.base_model))) for s in usable]
+    return Outcome(scores, left_out)
 
 
 def _document(
-    request: SelectRequest, pool: Sequence[Source], outcome: _Outcome, clock: Clock
+    request: SelectRequest, pool: Sequence[Source], outcome: Outcome, clock: Clock
 ) -> SelectionDocument:
-    ranking = rank(outcome.scores, request.k)
+    target = request.target
+    first = [target.ref] if target and request.include_target else []
+    ranking = rank(outcome.scores, max(0, request.k - len(first)))
     refs = {source.ref.sha256: source.ref for source in pool}
-    needs_task = find_selection_method(request.method).needs_task
+    method = find_selection_method(request.method)
     task = request.task
+    taken = [
+        ScoredAdapter(
+            **refs[score.sha256].model_dump(),
+            score=score.value,
+            log_likelihood=score.tie_breaker if method.needs == "rows" else None,
+        )
+        for score in ranking.taken
+    ]
     return SelectionDocument(
         task=TaskRef(name=task.name, sha256=task.sha256, path=str(task.path)) if task else None,
         base_model=request.base_model,
         method=request.method,
         k=request.k,
-        scored_on=request.score_on if needs_task else None,
+        scored_on=request.score_on if method.needs_task else None,
         adapters=[
-            ScoredAdapter(
-                **refs[score.sha256].model_dump(),
-                score=score.value,
-                log_likelihood=score.tie_breaker if needs_task else None,
-            )
-            for score in ranking.taken
+            *(ScoredAdapter(**ref.model_dump(), score=None, role="target") for ref in first),
+            *taken,
         ],
-        left_out=outcome.left_out,
+        target=target.ref if target else None,
+        left_out=list(outcome.left_out),
         tied_at_cut=ranking.tied_at_cut,
-        cost=SelectionCost(passes=outcome.passes, elapsed_s=clock.elapsed_s),
+        cost=SelectionCost(
+            passes=outcome.passes,
+            elapsed_s=clock.elapsed_s,
+            rows_scored=outcome.rows_scored,
+            rows_of_full=outcome.rows_of_full,
+            agreement=outcome.agreement,
+        ),
         **clock.fields(request.seed, request.command(pool)),
     )

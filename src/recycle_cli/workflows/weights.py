@@ -165,7 +165,7 @@ def _from_documents(
 
 def _values(field: str, document: Document) -> list[tuple[str, float]]:
     if field == SCORE and isinstance(document, SelectionDocument):
-        return [(adapter.sha256, adapter.score) for adapter in document.adapters]
+        return [(a.sha256, a.score) for a in document.adapters if a.score is not None]
     if field == "weight" and isinstance(document, MergeDocument):
         return [(adapter.sha256, adapter.weight) for adapter in document.adapters]
     if field == "coefficient" and isinstance(document, TuneDocument):

@@ -1,0 +1,298 @@
+"""Every way to select, through the real command on a pool of PEFT adapters."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.adapters import write_peft_adapter
+from support.command import RECYCLE, Recycle, assert_refused
+from support.pico import MLP
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import encode_examples
+from recycle_cli.engine.gradients import weight_gradients
+from recycle_cli.evaluation.tasks import load_task, training_split
+from recycle_cli.lora.folder import read_adapter
+from recycle_cli.records import SelectionDocument
+from recycle_cli.selection.catalog import METHODS
+from recycle_cli.selection.similarity import similarity
+
+NAMES = {"lab/plain", "lab/rslora", "shop/patterned", "shop/mlp"}
+
+
+@pytest.fixture
+def target(pico_folder: Path, tmp_path: Path) -> Path:
+    return write_peft_adapter(tmp_path / "target", pico_folder, 77, target_modules=list(MLP))
+
+
+@pytest.fixture
+def base(pico_folder: Path) -> tuple[str, Path]:
+    return ("--base-model", pico_folder)
+
+
+def order(document: dict[str, Any]) -> list[str]:
+    return [adapter["id"] for adapter in document["adapters"]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_ranks_the_pool(
+    crawled: Recycle, task: Path, target: Path, base: tuple[str, Path], name: str
+) -> None:
+    method = METHODS[name]
+    words = ["--task", task] if method.needs_task else []
+    words += ["--target", target] if method.needs == "target" else []
+    line = ("select", "--method", name, "-k", 3, *words, *base, "--json")
+    if name == "popularity":
+        refused = crawled(*line, succeeds=False)
+        assert_refused(refused, 1, "none of the 4 adapters", "nobody counted its downloads")
+        return
+    document = crawled(*line).document
+    assert len(document["adapters"]) == 3
+    assert set(order(document)) <= NAMES
+    scores = [adapter["score"] for adapter in document["adapters"]]
+    assert scores == sorted(scores, reverse=True)
+    assert document["method"] == name
+    assert (document["target"] is None) == (method.needs != "target")
+    assert {adapter["role"] for adapter in document["adapters"]} == {"pool"}
+    again = crawled(*line).document
+    assert [a["score"] for a in again["adapters"]] == pytest.approx(scores)
+    assert crawled(*document["command"][1:], "--json").document["adapters"] == again["adapters"]
+
+
+def test_scores_of_a_target_are_those_of_the_updates(
+    crawled: Recycle, target: Path, base: tuple[str, Path]
+) -> None:
+    for method, aggregate in (("cosine", "micro"), ("quasi-fim", "macro"), ("l2", "macro")):
+        words = (
+            ("--method", method, "--aggregate", aggregate) if method != "l2" else ("--method", "l2")
+        )
+        document = crawled("select", *words, "--target", target, *base, "--json").document
+        for adapter in document["adapters"]:
+            update, query = (
+                read_adapter(Path(folder)).update for folder in (adapter["path"], target)
+            )
+            expected = similarity(update, query, method, aggregate)  # type: ignore[arg-type]
+            assert adapter["score"] == pytest.approx(expected)
+
+
+def test_gradient_scores_are_dense_products_with_the_gradient(
+    crawled: Recycle, task: Path, base: tuple[str, Path], pico_base: BaseModel
+) -> None:
+    line = ("select", "--task", task, *base, "--json", "--method")
+    plain, normalised = (
+        {a["id"]: a for a in crawled(*line, name).document["adapters"]}
+        for name in ("gradient", "gradient-normalised")
+    )
+    train, _ = training_split(load_task(str(task)), 0, None)
+    examples = encode_examples(pico_base, train)
+    gradients = weight_gradients(pico_base, examples, list(pico_base.shapes))
+    for name, adapter in plain.items():
+        update = read_adapter(Path(adapter["path"])).update
+        slope = sum(float((gradients[m] * p.dense()).sum()) for m, p in update.items())
+        norm = sum(float(p.dense().square().sum()) for p in update.values()) ** 0.5
+        assert adapter["score"] == pytest.approx(-slope, rel=1e-3, abs=1e-5)
+        assert normalised[name]["score"] == pytest.approx(-slope / norm, rel=1e-3, abs=1e-5)
+
+
+def test_one_pass_serves_the_whole_pool(
+    crawled: Recycle, task: Path, base: tuple[str, Path]
+) -> None:
+    words = ("--task", task, *base, "--json")
+    gradient = crawled("select", "--method", "gradient", *words).document["cost"]
+    evaluation = crawled("select", *words).document["cost"]
+    assert (gradient["passes"], gradient["rows_scored"]) == (1, 32)
+    assert (evaluation["passes"], evaluation["rows_scored"]) == (4, 4 * 32)
+
+
+# --- answers are kept ----------------------------------------------------------------------------
+
+
+def test_no_answer_is_computed_twice(crawled: Recycle, task: Path, base: tuple[str, Path]) -> None:
+    """Not for a larger k, not by another method, not for the rows that one more row joins."""
+    words = ("select", "--task", task, *base, "--json")
+    first = crawled(*words, "-k", 1).document
+    assert first["cost"]["passes"] == 4
+    more = crawled(*words, "-k", 4).document
+    assert (more["cost"]["passes"], more["cost"]["rows_scored"]) == (0, 0)
+    assert more["adapters"][0] == first["adapters"][0]
+    halved = crawled(*words, "-k", 1, "--method", "halving").document
+    assert halved["cost"]["passes"] == 0
+    assert halved["cost"]["agreement"] in (0.0, 1.0)
+    wider = crawled(*words, "--score-on", "all").document
+    assert (wider["cost"]["passes"], wider["cost"]["rows_scored"]) == (4, 4 * 8)
+
+
+def test_what_is_kept_is_what_a_fresh_run_finds(
+    crawled: Recycle, task: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    words = ("select", "--task", task, *base, "--json")
+    kept = [crawled(*words).document["adapters"] for _ in range(2)][1]
+    (tmp_path / "home/catalog.sqlite").unlink()
+    ids = [adapter["path"] for adapter in kept]
+    fresh = crawled(*words[:1], *ids, *words[1:]).document["adapters"]
+    assert [a["sha256"] for a in fresh] == [a["sha256"] for a in kept]
+    for one, other in zip(fresh, kept, strict=True):
+        assert one["score"] == other["score"]
+        assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], abs=1e-5)
+
+
+def test_an_interrupted_selection_goes_on_where_it_was(
+    crawled: Recycle, pool: Path, task: Path, base: tuple[str, Path]
+) -> None:
+    """What was scored before it ended is what a selection of those adapters leaves behind."""
+    words = ("--task", task, *base, "--json")
+    crawled("select", pool / "lab/plain", pool / "shop/mlp", *words)
+    whole = crawled("select", *words).document
+    assert whole["cost"]["passes"] == 2
+    assert len(whole["adapters"]) == 4
+
+
+def test_other_scaling_of_the_same_weights_is_another_adapter(
+    crawled: Recycle, pool: Path, task: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    words = ("--task", task, *base, "--json")
+    before = crawled("select", pool / "lab/plain", *words).document["adapters"][0]
+    shutil.copytree(pool / "lab/plain", tmp_path / "louder")
+    config = tmp_path / "louder/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 64}))
+    after = crawled("select", tmp_path / "louder", *words).document
+    assert after["cost"]["passes"] == 1
+    assert after["adapters"][0]["sha256"] == before["sha256"]
+    assert after["adapters"][0]["log_likelihood"] != before["log_likelihood"]
+
+
+def test_halving_says_what_it_saved_and_who_went_out(
+    recycle: Recycle, pico_folder: Path, task: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    for seed in range(8):
+        write_peft_adapter(tmp_path / f"many/{seed}", pico_folder, seed)
+    recycle("crawl", "many", *base)
+    words = ("select", "--task", task, *base, "-k", 2, "--json")
+    halved = recycle(*words, "--method", "halving").document
+    cost = halved["cost"]
+    # 8 adapters on 8 of 32 rows, 4 on 8 more, 2 on the other 16.
+    assert (cost["rows_scored"], cost["rows_of_full"]) == (8 * 8 + 4 * 8 + 2 * 16, 8 * 32)
+    assert cost["agreement"] is None
+    reasons = [left["reason"] for left in halved["left_out"]]
+    assert reasons == ["it went out after 8 rows"] * 4 + ["it went out after 16 rows"] * 2
+    full = recycle(*words).document
+    assert full["cost"]["rows_scored"] == 8 * 32 - cost["rows_scored"]
+    now = recycle(*words, "--method", "halving").document["cost"]
+    assert now["rows_scored"] == 0
+    shared = set(order(halved)) & set(order(full))
+    assert now["agreement"] == len(shared) / 2
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_changes_nothing(
+    crawled: Recycle,
+    task: Path,
+    base: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = ["select", "--task", str(task), *map(str, base), "--workers", "2", "--json"]
+    environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(
+        [*RECYCLE, *line], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    killed = False
+    while process.poll() is None and not killed:
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                killed = True
+                break
+        time.sleep(0.05)
+    stdout, _ = process.communicate()
+    assert killed
+    assert process.returncode == 0
+    found = SelectionDocument.model_validate_json(stdout)
+    assert not found.left_out
+    # Alone, with no answer at hand.
+    monkeypatch.setenv("RECYCLE_HOME", str(tmp_path / "other"))
+    alone = crawled("select", *[a.path for a in found.adapters], *line[1:5], "--json").document
+    assert [a.sha256 for a in found.adapters] == [a["sha256"] for a in alone["adapters"]]
+
+
+# --- the pool ------------------------------------------------------------------------------------
+
+
+def test_the_target_lora_stands_first_and_is_marked(
+    crawled: Recycle, task: Path, target: Path, base: tuple[str, Path]
+) -> None:
+    words = ("select", "--method", "random", "--target", target, "--include-target", *base)
+    document = crawled(*words, "-k", 3, "--json").document
+    assert [a["role"] for a in document["adapters"]] == ["target", "pool", "pool"]
+    assert document["adapters"][0]["path"] == document["target"]["path"] == str(target)
+    assert document["adapters"][0]["score"] is None
+
+
+def test_the_filters_of_the_index(crawled: Recycle, base: tuple[str, Path]) -> None:
+    words = ("select", "--method", "rank", *base, "--json")
+    assert set(order(crawled(*words, "--target-module", "gate_proj").document)) == {"shop/mlp"}
+    assert set(order(crawled(*words, "--min-rank", 8).document)) == {"lab/rslora"}
+    assert set(order(crawled(*words, "--search", "shop").document)) == {
+        "shop/mlp",
+        "shop/patterned",
+    }
+    refused = crawled(*words, "--license", "gpl", succeeds=False)
+    assert_refused(refused, 1, "the index holds no adapter", "that is asked for")
+
+
+def test_words_find_the_card_that_says_what_the_task_is(
+    crawled: Recycle, pool: Path, task: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(pool, tmp_path / "described")
+    card = tmp_path / "described/shop/mlp/README.md"
+    card.write_text("---\nlicense: mit\n---\nTells the colour of an item: red, green or blue.\n")
+    crawled("crawl", "described", *base)
+    document = crawled("select", "--method", "card", "--task", task, *base, "--json").document
+    assert order(document)[0] == "shop/mlp"
+    assert document["adapters"][0]["score"] > 0 == document["adapters"][-1]["score"]
+    assert document["cost"]["passes"] == 0
+
+
+def test_it_explains(crawled: Recycle, task: Path, base: tuple[str, Path]) -> None:
+    said = crawled("select", "--task", task, *base, "--explain").stdout
+    assert "share of rows answered right" in said
+    assert "4 passes of the model over 128 rows in all" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--method cosine", ("--method cosine compares with a target LoRA", "--target")),
+        ("--method random --include-target", ("--include-target puts", "--target")),
+        ("--method random --target TARGET", ("--target has no effect with --method random",)),
+        ("--method cosine --target TARGET --aggregate mean", ("--aggregate is 'mean'", "micro")),
+        ("--method l2 --target TARGET --aggregate micro", ("--aggregate has no effect", "cosine")),
+        ("--method gradient", ("no task is named",)),
+        ("--method card", ("no task is named",)),
+        ("--method cosine --target TARGET --rows 20", ("scores no rows",)),
+        ("--method random --workers 2", ("--workers has no effect with --method random",)),
+        ("--method gradient --task TASK --ray auto", ("--ray has no effect",)),
+        ("--task TASK --workers 2 --ray auto", ("--workers and --ray both",)),
+        ("TARGET --method random --license mit", ("--license is about the index",)),
+        ("--method random --explain --json", ("--explain is for people",)),
+        ("--method cosine --target nowhere", ("'nowhere'",)),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    crawled: Recycle,
+    task: Path,
+    target: Path,
+    base: tuple[str, Path],
+    line: str,
+    said: tuple[str, ...],
+) -> None:
+    words = line.replace("TARGET", str(target)).replace("TASK", str(task)).split()
+    assert_refused(crawled("select", *words, *base, succeeds=False), 2, *said)
