@@ -21,13 +21,14 @@ HEADER = (
 
 def main() -> None:
     """Runs the benches asked for."""
-    from bench import algebra, crawl, merge, passes, startup, tune
+    from bench import algebra, crawl, merge, passes, select, startup, tune
 
     pages = {
         README: {"startup": startup, "algebra": algebra, "passes": passes},
         DOCS / "merge.md": {"merge": merge},
         DOCS / "tune.md": {"tune": tune},
         DOCS / "crawl.md": {"crawl": crawl},
+        DOCS / "select.md": {"select": select},
     }
     names = [name for benches in pages.values() for name in benches]
     parser = argparse.ArgumentParser(description=__doc__)

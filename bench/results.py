@@ -106,7 +106,7 @@ class Study:
         file = self.work / "pool.jsonl"
         if not file.exists():
             self.work.mkdir(parents=True, exist_ok=True)
-            self._recycle(f"crawl {self.data / 'pool'}")
+            self._recycle(f"crawl {self.data / 'pool'} --min-norm 0")
             file.write_text(self._recycle("index list --sort id"))
 
     def run_cell(self, task: str, seed: int) -> None:

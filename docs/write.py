@@ -12,6 +12,7 @@ from typing import Any
 from recycle_cli import records
 from recycle_cli.lora.config import UNSUPPORTED
 from recycle_cli.merging.catalog import METHODS, WEIGHT_USES, MergeMethod
+from recycle_cli.selection import catalog as selection
 from recycle_cli.store.vetting import CHECKS
 from recycle_cli.tuning import catalog as tuning
 
@@ -21,6 +22,15 @@ TUNE_PAGE = Path(__file__).with_name("tune.md")
 CRAWL_PAGE = Path(__file__).with_name("crawl.md")
 RULES = re.compile(r"(<!-- rules:start -->\n).*(<!-- rules:end -->)", re.DOTALL)
 PRESETS = re.compile(r"(<!-- presets:start -->\n).*(<!-- presets:end -->)", re.DOTALL)
+SELECT_PAGE = Path(__file__).with_name("select.md")
+LISTED = re.compile(r"(<!-- methods:start -->\n).*(<!-- methods:end -->)", re.DOTALL)
+NEEDS = {
+    "nothing": "-",
+    "index": "the index",
+    "target": "`--target`",
+    "gradient": "one pass of the model",
+    "rows": "a pass for each adapter",
+}
 CHECKED = re.compile(r"(<!-- checks:start -->\n).*(<!-- checks:end -->)", re.DOTALL)
 FEATURES = re.compile(r"(<!-- features:start -->\n).*(<!-- features:end -->)", re.DOTALL)
 HEAD = """\
@@ -173,6 +183,18 @@ def crawl_page() -> str:
     return _filled(FEATURES, text, refused)
 
 
+def select_page() -> str:
+    """The page on selecting, with the methods as the catalog has them."""
+    rows = ["| method | ranks by | score | needs | from |", "|---|---|---|---|---|"]
+    for one in selection.METHODS.values():
+        score = one.formula.replace("|", "\\|")
+        rows.append(
+            f"| `{one.name}` | {one.summary}. {one.detail} | {score} | {NEEDS[one.needs]} | "
+            f"{one.paper or 'ours'} |"
+        )
+    return _filled(LISTED, SELECT_PAGE.read_text(encoding="utf-8"), rows)
+
+
 def _filled(marks: re.Pattern[str], text: str, lines: Sequence[str]) -> str:
     table = "\n".join(lines) + "\n"
     return marks.sub(lambda match: match[1] + table + match[2], text)
@@ -183,3 +205,4 @@ if __name__ == "__main__":
     MERGE_PAGE.write_text(merge_page(), encoding="utf-8")
     TUNE_PAGE.write_text(tune_page(), encoding="utf-8")
     CRAWL_PAGE.write_text(crawl_page(), encoding="utf-8")
+    SELECT_PAGE.write_text(select_page(), encoding="utf-8")

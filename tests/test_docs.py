@@ -24,7 +24,10 @@ def test_pages_written_from_the_code_are_fresh() -> None:
         "run: make docs"
     )
     assert (ROOT / "docs/crawl.md").read_text(encoding="utf-8") == module.crawl_page(), (
-        "run make docs"
+        "run: make docs"
+    )
+    assert (ROOT / "docs/select.md").read_text(encoding="utf-8") == module.select_page(), (
+        "run: make docs"
     )
     assert (ROOT / "docs/tune.md").read_text(encoding="utf-8") == module.tune_page(), (
         "run: make docs"

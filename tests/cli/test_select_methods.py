@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from support.adapters import write_peft_adapter
 from support.command import RECYCLE, Recycle, assert_refused
 from support.pico import MLP
+from support.tasks import write_task
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import encode_examples
@@ -21,7 +23,7 @@ from recycle_cli.evaluation.tasks import load_task, training_split
 from recycle_cli.lora.folder import read_adapter
 from recycle_cli.records import SelectionDocument
 from recycle_cli.selection.catalog import METHODS
-from recycle_cli.selection.similarity import similarity
+from recycle_cli.selection.similarity import Target, similarity
 
 NAMES = {"lab/plain", "lab/rslora", "shop/patterned", "shop/mlp"}
 
@@ -77,7 +79,7 @@ def test_scores_of_a_target_are_those_of_the_updates(
             update, query = (
                 read_adapter(Path(folder)).update for folder in (adapter["path"], target)
             )
-            expected = similarity(update, query, method, aggregate)  # type: ignore[arg-type]
+            expected = similarity(update, Target(query), method, aggregate)  # type: ignore[arg-type]
             assert adapter["score"] == pytest.approx(expected)
 
 
@@ -151,6 +153,30 @@ def test_an_interrupted_selection_goes_on_where_it_was(
     whole = crawled("select", *words).document
     assert whole["cost"]["passes"] == 2
     assert len(whole["adapters"]) == 4
+
+
+def test_a_killed_selection_computes_no_finished_score_again(
+    recycle: Recycle, pico_folder: Path, tmp_path: Path
+) -> None:
+    pool, count = tmp_path / "many", 12
+    for seed in range(count):
+        write_peft_adapter(pool / f"{seed}", pico_folder, seed)
+    large = write_task(tmp_path / "large", train=400)
+    recycle("crawl", pool, "--base-model", pico_folder)
+    line = ["select", "--task", str(large), "--base-model", str(pico_folder), "--json"]
+    environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen([*RECYCLE, *line], env=environment, stdout=subprocess.DEVNULL)
+    file = tmp_path / "home/catalog.sqlite"
+    finished = 0
+    while process.poll() is None and finished < 2:
+        with sqlite3.connect(file) as connection:
+            (finished,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    document = recycle(*line).document
+    assert 0 < document["cost"]["passes"] <= count - finished
+    assert len(document["adapters"]) == 10
 
 
 def test_other_scaling_of_the_same_weights_is_another_adapter(
@@ -234,6 +260,17 @@ def test_the_target_lora_stands_first_and_is_marked(
     assert [a["role"] for a in document["adapters"]] == ["target", "pool", "pool"]
     assert document["adapters"][0]["path"] == document["target"]["path"] == str(target)
     assert document["adapters"][0]["score"] is None
+
+
+def test_tune_takes_the_marked_one_for_its_target(
+    crawled: Recycle, task: Path, target: Path, base: tuple[str, Path]
+) -> None:
+    words = ("select", "--method", "random", "--target", target, "--include-target", *base)
+    selected = crawled(*words, "-k", 3, "--json").stdout
+    line = ("tune", "-", "--task", task, "--steps", 0, "--out", "mixed", "--json")
+    document = crawled(*line, stdin=selected).document
+    assert [a["role"] for a in document["adapters"]] == ["pool", "pool", "target"]
+    assert document["target"]["path"] == str(target)
 
 
 def test_the_filters_of_the_index(crawled: Recycle, base: tuple[str, Path]) -> None:

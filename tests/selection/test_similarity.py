@@ -11,10 +11,17 @@ from support.low_rank import SEEDS, dense, random_piece, refactored
 
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from recycle_cli.selection.catalog import METHODS
-from recycle_cli.selection.similarity import MEASURES, Aggregate, similarity
+from recycle_cli.selection.similarity import MEASURES, Aggregate, Target
+from recycle_cli.selection.similarity import similarity as similarity_to
 
 AGGREGATES: tuple[Aggregate, ...] = ("macro", "micro")
 SHAPES = {"q": (12, 9), "k": (5, 9), "down": (9, 20), "up": (600, 500)}
+
+
+def similarity(
+    candidate: ModelUpdate, target: ModelUpdate, method: str, aggregate: Aggregate = "macro"
+) -> float:
+    return similarity_to(candidate, Target(target), method, aggregate)
 
 
 @st.composite

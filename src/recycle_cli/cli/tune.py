@@ -224,7 +224,7 @@ def tune(
 ) -> None:
     """With adapters: learn how much of each to use. Without: train a target LoRA."""
     from recycle_cli.evaluation.tasks import load_task
-    from recycle_cli.workflows.adapters import resolve_names
+    from recycle_cli.workflows.adapters import resolve_names, target_of_documents
     from recycle_cli.workflows.tune import tune as run
     from recycle_cli.workflows.tune_budget import budgets
     from recycle_cli.workflows.tune_request import REINITS, LoraShape, TuneRequest, check_request
@@ -239,6 +239,10 @@ def tune(
         raise InputError(f"--alpha is {alpha:g}", "use a number above 0")
     sources = inputs.sources(session.settings)
     targets = resolve_names([target], session.settings) if target else []
+    if not target and not train_target:
+        marked = target_of_documents(inputs.documents)
+        targets = [source for source in sources if source.ref.sha256 == marked]
+        sources = [source for source in sources if source.ref.sha256 != marked]
     mixes = bool(sources or targets or train_target)
     method = method or ("recycle" if mixes else "lora")
     trains_lora = not find_tuning_method(method).mixes

@@ -11,6 +11,7 @@ and quasi-fim look at every entry of dW, which is made a block of rows at a time
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,12 +34,31 @@ class Sums:
     target: float
 
 
-Measure = Callable[[LowRankUpdate | None, LowRankUpdate | None], Sums]
-"""The sums of one module; None for an update that lacks it. Not both are None."""
+class Target:
+    """The adapter to be close to, with what every candidate needs of it.
+
+    Args:
+        update: its update; its factors are held in float64.
+    """
+
+    def __init__(self, update: ModelUpdate) -> None:
+        self.update = {module: Piece(update[module]) for module in update}
+
+
+class Piece:
+    """One module's update, its factors in float64, and its squared norm, taken once."""
+
+    def __init__(self, update: LowRankUpdate) -> None:
+        self.update = update.to(torch.float64)
+
+    @cached_property
+    def squared_norm(self) -> float:
+        """||dW||_F^2."""
+        return squared_norm(self.update)
 
 
 def similarity(
-    candidate: ModelUpdate, target: ModelUpdate, method: str, aggregate: Aggregate = "macro"
+    candidate: ModelUpdate, target: Target, method: str, aggregate: Aggregate = "macro"
 ) -> float:
     """A score of a candidate, higher for closer.
 
@@ -48,9 +68,12 @@ def similarity(
         method: a key of MEASURES, or `l2`.
         aggregate: how modules are put together; `l2` is a sum over them in any case.
     """
-    modules = sorted({*candidate, *target})
+    modules = sorted({*candidate, *target.update})
     measure = gram if method == "l2" else MEASURES[method]
-    sums = [measure(candidate.get(module), target.get(module)) for module in modules]
+    sums = []
+    for module in modules:
+        own = Piece(candidate[module]) if module in candidate else None
+        sums.append(measure(own, target.update.get(module)))
     if method == "l2":
         return -math.log1p(sum(one.candidate + one.target - 2 * one.both for one in sums))
     score = _macro(sums) if aggregate == "macro" else _micro(sums)
@@ -74,17 +97,21 @@ def _quotient(sums: Sums) -> float:
     return sums.both / math.sqrt(sums.candidate * sums.target + EPSILON)
 
 
-def gram(candidate: LowRankUpdate | None, target: LowRankUpdate | None) -> Sums:
+Measure = Callable[[Piece | None, Piece | None], Sums]
+"""The sums of one module; None for an update that lacks it. Not both are None."""
+
+
+def gram(candidate: Piece | None, target: Piece | None) -> Sums:
     """The sums of the entries' products, from r x r products of the factors."""
-    both = inner_product(candidate, target) if candidate and target else 0.0
+    both = inner_product(candidate.update, target.update) if candidate and target else 0.0
     return Sums(
         both,
-        squared_norm(candidate) if candidate else 0.0,
-        squared_norm(target) if target else 0.0,
+        candidate.squared_norm if candidate else 0.0,
+        target.squared_norm if target else 0.0,
     )
 
 
-def _clamp_pm(candidate: LowRankUpdate | None, target: LowRankUpdate | None) -> Sums:
+def _clamp_pm(candidate: Piece | None, target: Piece | None) -> Sums:
     sums = gram(candidate, target)
     return Sums(max(0.0, sums.both), sums.candidate, sums.target)
 
@@ -92,14 +119,14 @@ def _clamp_pm(candidate: LowRankUpdate | None, target: LowRankUpdate | None) -> 
 def _entrywise(product: Callable[[Tensor, Tensor], Tensor], square: bool = False) -> Measure:
     """A measure that looks at every entry of both updates, or of their squares."""
 
-    def measure(candidate: LowRankUpdate | None, target: LowRankUpdate | None) -> Sums:
+    def measure(candidate: Piece | None, target: Piece | None) -> Sums:
         there = candidate or target
         assert there is not None
         both = own = other = 0.0
-        for rows in row_blocks(there.shape):
+        for rows in row_blocks(there.update.shape):
             c, t = (
-                None if update is None else _block(update, rows, square)
-                for update in (candidate, target)
+                None if piece is None else _block(piece.update, rows, square)
+                for piece in (candidate, target)
             )
             both += 0.0 if c is None or t is None else float(product(c, t).sum())
             own += 0.0 if c is None else float(c.square().sum())
@@ -110,7 +137,7 @@ def _entrywise(product: Callable[[Tensor, Tensor], Tensor], square: bool = False
 
 
 def _block(update: LowRankUpdate, rows: slice, square: bool) -> Tensor:
-    entries = update.to(torch.float64).rows(rows)
+    entries = update.rows(rows)
     return entries.square() if square else entries
 
 

@@ -239,6 +239,19 @@ def resolve_documents(
     )
 
 
+def target_of_documents(documents: Sequence[Document]) -> str | None:
+    """The sha256 of the adapter that selections from a pipe mark as the target LoRA, where there is
+    one."""
+    marked = {
+        adapter.sha256
+        for document in documents
+        if isinstance(document, SelectionDocument)
+        for adapter in document.adapters
+        if adapter.role == "target"
+    }
+    return marked.pop() if len(marked) == 1 else None
+
+
 def task_of_documents(documents: Sequence[Document]) -> TaskRef | None:
     """The task that documents from a pipe are about, when they agree on one."""
     tasks = [

@@ -168,10 +168,10 @@ def _by_gradient(
 
 
 def _by_target(request: SelectRequest, pool: Sequence[Source], progress: Progress) -> Outcome:
-    from recycle_cli.selection.similarity import similarity
+    from recycle_cli.selection.similarity import Target, similarity
 
     assert request.target is not None
-    target = request.target.load(request.base_model)
+    target = Target(request.target.load(request.base_model))
 
     def score(updates: "Sequence[ModelUpdate]") -> list[float]:
         return [similarity(update, target, request.method, request.aggregate) for update in updates]
