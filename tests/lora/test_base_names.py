@@ -1,9 +1,10 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recycle_cli.lora.base_names import (
     EMBEDDED_ID,
+    QUANTISED,
     canonical_base_name,
     copies_of,
     names_copy_of,
@@ -108,3 +109,84 @@ def test_every_copy_that_is_listed_is_one() -> None:
     assert len(set(names)) == len(names) == 7
     assert copies_of("smollm2")[0] == EMBEDDED_ID
     assert copies_of("/models/mine") == copies_of("gpt2") == []
+
+
+OWNERS = st.sampled_from(["org", "Meta", "unsloth", "a.b"])
+NAMES = st.text("abcXYZ019.-", min_size=2, max_size=10)
+ENDS = ("", "-bnb-4bit", "-bnb-8bit", "-unsloth-bnb-4bit")
+
+
+@settings(max_examples=60)
+@given(OWNERS, NAMES, st.sampled_from(ENDS), st.sampled_from(["own", "unsloth"]), st.data())
+def test_a_copy_is_known_whatever_the_case(
+    owner: str, name: str, end: str, copier: str, data: st.DataObject
+) -> None:
+    base, copy = f"{owner}/{name}", f"{owner if copier == 'own' else copier}/{name}{end}"
+    case = st.sampled_from([str.lower, str.upper, str.title, str.swapcase, str])
+    assert names_copy_of(data.draw(case)(copy), data.draw(case)(base))
+
+
+@settings(max_examples=60)
+@given(OWNERS, NAMES, NAMES, st.sampled_from(["own", "unsloth"]), st.sampled_from(ENDS))
+def test_longer_names_and_parts_of_names_never_match(
+    owner: str, name: str, more: str, copier: str, end: str
+) -> None:
+    base = f"{owner}/{name}"
+    who = owner if copier == "own" else copier
+    assume(not QUANTISED.search(f"{name}-{more}".casefold()))
+    assume(not QUANTISED.search(name.casefold()))
+    assume("meta" not in name.casefold() + more.casefold())
+    for other in (f"{name}-{more}", f"{more}-{name}", f"{name}{more}", name[:-1], name[1:]):
+        if other and other.casefold() != name.casefold():
+            assert not names_copy_of(f"{who}/{other}{end}", base)
+            assert not names_copy_of(base, f"{who}/{other}{end}")
+
+
+@settings(max_examples=60)
+@given(OWNERS, NAMES, st.text(max_size=20))
+def test_a_name_that_holds_another_is_no_copy_of_it(owner: str, name: str, text: str) -> None:
+    base = f"{owner}/{name}"
+    for other in (name, f"x{base}", f"{base}/{name}", f"hub/{base}", f"{text}/{base}"):
+        assert not names_copy_of(other, base)
+    # Somebody else's model of the same name may be anything.
+    assert not names_copy_of(f"stranger/{name}", base)
+
+
+@pytest.mark.parametrize(
+    ("name", "base_model", "is_copy"),
+    [
+        ("unsloth/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("unsloth/meta-llama-3.1-8b-instruct-bnb-4bit", "meta-llama/Llama-3.1-8B-Instruct", True),
+        (
+            "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit",
+            "meta-llama/Llama-3.1-8B-Instruct",
+            True,
+        ),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("unsloth/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("unsloth/Llama-3.1-8B-Instruct-GGUF", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("NousResearch/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("meta-llama/Llama-3.2-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("unsloth/SmolLM2-135M-Instruct-bnb-4bit", "smollm2", True),
+        ("base", "base", True),
+        ("unsloth/base", "base", False),
+        ("/models/base-bnb-4bit", "/models/base", True),
+        ("", "org/base", False),
+    ],
+)
+def test_copies_of_well_known_models(name: str, base_model: str, is_copy: bool) -> None:
+    assert names_copy_of(name, base_model) is is_copy
+
+
+@pytest.mark.parametrize("base_model", ["meta-llama/Llama-3.1-8B", "org/base", "smollm2", "o/b/"])
+def test_the_names_that_are_listed_are_those_of_copies(base_model: str) -> None:
+    names = copies_of(base_model)
+    assert names[0] == canonical_base_name(base_model.rstrip("/"))
+    assert len(names) == len(set(names)) >= 4
+    assert all(names_copy_of(name, base_model) for name in names)
+
+
+@pytest.mark.parametrize("base_model", ["/models/base", "base", "a/b/c", "", "/"])
+def test_a_folder_has_no_copies_on_the_hub(base_model: str) -> None:
+    assert copies_of(base_model) == []

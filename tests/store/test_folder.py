@@ -34,6 +34,70 @@ def test_every_folder_with_a_config_is_found_in_order(tmp_path: Path) -> None:
     assert ids_under(tmp_path, (tmp_path / "c" / "x",)) == expected[:-1]
 
 
+def versions_under(root: Path, *names: str) -> list[tuple[str, str | None, str | None]]:
+    """Puts adapters there; id, revision and the later version of each, in order."""
+    for name in names:
+        put_config(root / name)
+    return [(one.id, one.revision, one.newer) for one in with_versions(find_adapters(root))]
+
+
+def test_checkpoints_beside_the_finished_adapter_are_its_versions(tmp_path: Path) -> None:
+    names = ("a", "a/checkpoint-20", "a/checkpoint-100", "b")
+    assert versions_under(tmp_path, *names) == [
+        ("a", None, None),
+        ("a", "checkpoint-100", "a"),
+        ("a", "checkpoint-20", "a"),
+        ("b", None, None),
+    ]
+
+
+def test_of_checkpoints_alone_the_one_with_the_highest_number_counts(tmp_path: Path) -> None:
+    names = ("run/checkpoint-9", "run/checkpoint-100", "run/checkpoint-20")
+    assert versions_under(tmp_path, *names) == [
+        ("run", "checkpoint-100", None),
+        ("run", "checkpoint-20", "run@checkpoint-100"),
+        ("run", "checkpoint-9", "run@checkpoint-100"),
+    ]
+
+
+def test_a_checkpoint_alone_is_a_version_too(tmp_path: Path) -> None:
+    assert versions_under(tmp_path, "x/y/checkpoint-5") == [("x/y", "checkpoint-5", None)]
+
+
+def test_trainings_side_by_side_have_versions_of_their_own(tmp_path: Path) -> None:
+    names = ("a/checkpoint-1", "a/checkpoint-2", "b/checkpoint-3")
+    assert versions_under(tmp_path, *names) == [
+        ("a", "checkpoint-1", "a@checkpoint-2"),
+        ("a", "checkpoint-2", None),
+        ("b", "checkpoint-3", None),
+    ]
+
+
+def test_the_root_may_be_a_training(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    assert versions_under(root, "checkpoint-1", "checkpoint-2") == [
+        ("mine", "checkpoint-1", "mine@checkpoint-2"),
+        ("mine", "checkpoint-2", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint", "checkpoint-", "checkpoint-last", "my-checkpoint-5", "checkpoint-5-old"),
+        *("Checkpoint-5", "checkpoint-1234567890", "checkpoint--5", "checkpoint_5"),
+        "checkpoint-\u0665",
+    ],
+)
+def test_what_only_looks_like_a_checkpoint_is_an_adapter_of_its_own(
+    tmp_path: Path, name: str
+) -> None:
+    assert versions_under(tmp_path, "a", f"a/{name}") == [
+        ("a", None, None),
+        (f"a/{name}", None, None),
+    ]
+
+
 def test_the_root_itself_goes_by_its_own_name(tmp_path: Path) -> None:
     assert ids_under(put_config(tmp_path / "mine")) == ["mine"]
 

@@ -16,7 +16,7 @@ from recycle_cli.lora.norm import fingerprint, module_norms, squared_norm, total
 from recycle_cli.lora.update import LowRankUpdate
 from recycle_cli.records import AdapterDocument
 from recycle_cli.store.evidence import FolderEvidence
-from recycle_cli.store.folder import FoundFolder
+from recycle_cli.store.folder import FoundFolder, find_adapters, with_versions
 from recycle_cli.store.vetting import CHECKS, VettingLimits, VettingRules, describe, vet
 
 Q0, Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
@@ -272,6 +272,61 @@ def test_strangers_text_is_fit_to_print(
     document.to_line().encode("utf-8")
 
 
+def test_an_earlier_checkpoint_is_superseded(
+    tmp_path: Path, write_adapter: Any, base_shapes: Shapes
+) -> None:
+    for step in (5, 50):
+        write_adapter(tmp_path / f"run/checkpoint-{step}", seed=step)
+    rules = VettingRules("org/base", base_shapes, VettingLimits(), lambda *_: None)
+    found = with_versions(find_adapters(tmp_path))
+    looked = [FolderEvidence(one) for one in found]
+    documents = [describe(one, vet(one, rules), rules) for one in looked]
+    assert [(d.id, d.revision, d.status, d.reason) for d in documents] == [
+        ("run", "checkpoint-5", "rejected", "superseded"),
+        ("run", "checkpoint-50", "accepted", None),
+    ]
+    assert "run@checkpoint-50" in (documents[0].detail or "")
+    # Nothing of it was read.
+    assert looked[0].bytes_read == 0
+    assert documents[0].rank is None
+
+
+ON_THE_HUB: list[tuple[str, dict[str, Any], int]] = [
+    ("gated", {"gated": "auto"}, 0),
+    ("disabled", {"disabled": True}, 0),
+    ("not_found", {"private": True}, 1),
+    ("no_config", {"files": {"adapter_config.json": None}}, 0),
+]
+
+
+@pytest.mark.parametrize(("code", "facts", "requests"), ON_THE_HUB)
+def test_repositories_that_cannot_be_read(
+    tmp_path: Path, code: str, facts: dict[str, Any], requests: int
+) -> None:
+    from support.crawling import adapter, online
+    from support.hub import Hub as StandIn
+    from support.strangers import BASE_MODEL
+    from support.strangers import base_shapes as pico_shapes
+
+    from recycle_cli.store.hub import Hub, pinned
+    from recycle_cli.store.hub_evidence import HubEvidence
+    from recycle_cli.store.room import Room
+
+    repository = adapter("lab/one", **facts)
+    with StandIn([repository]) as stand, online(stand.url):
+        hub = Hub(stand.url)
+        (found,) = hub.adapters_of([BASE_MODEL]) or [pinned("lab/one", repository.sha)]
+        stand.reset_log()
+        assert found is not None
+        rules = VettingRules(BASE_MODEL, pico_shapes(), VettingLimits(), lambda *_: None)
+        evidence = HubEvidence(found, hub, tmp_path / "adapters", Room())
+        document = describe(evidence, vet(evidence, rules), rules)
+        assert (document.status, document.reason) == ("rejected", code)
+        assert (document.id, document.source) == ("lab/one", "hub")
+        assert len(stand.requests) == requests
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_every_code_that_a_check_states_is_reached_here() -> None:
     stated = {code for check in CHECKS for code in check.codes}
     reached = {code for code, _ in CONFIGS} | {code for code, _ in TENSORS}
@@ -279,6 +334,7 @@ def test_every_code_that_a_check_states_is_reached_here() -> None:
     reached |= {"truncated", "header_too_large", "bad_header", "no_tensors"}
     reached |= {"too_large", "rank_too_large", "license_refused", "norm_out_of_range"}
     reached |= {"no_safetensors", "link_outside", "duplicate", "unknown_base"}
+    reached |= {"superseded", *(code for code, _, _ in ON_THE_HUB)}
     # Of the Hub and of checkpoints, which the tests of the crawl meet.
     reached |= {*HUB_CODES, "superseded"}
     assert stated == reached

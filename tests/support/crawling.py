@@ -34,6 +34,10 @@ def online(endpoint: str = "http://127.0.0.1:9", token: str = "") -> Iterator[No
     this token."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        moved = endpoint + template.removeprefix(constants.ENDPOINT)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
         patch.setattr(constants, "ENDPOINT", endpoint)
         patch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")
         patch.setenv("HF_TOKEN", token)

@@ -3,55 +3,120 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from recycle_cli.workflows.workers import AHEAD, in_order
 
 
-@given(st.lists(st.integers(), max_size=40), st.integers(1, 6))
-def test_results_come_in_order(items: list[int], workers: int) -> None:
-    assert list(in_order(lambda item: item * 2, items, workers)) == [item * 2 for item in items]
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(10)
 
 
-def test_work_goes_on_side_by_side() -> None:
-    together = threading.Barrier(3, timeout=10)
-    assert list(in_order(lambda _: together.wait() >= 0, range(3), 3)) == [True] * 3
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_results_come_in_the_order_of_the_items(workers: int) -> None:
+    def work(item: int) -> int:
+        time.sleep(0.001 * (item % 3))
+        return item * item
 
-
-def test_it_is_not_far_ahead_of_the_results() -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(1000):
-            taken.append(number)
-            yield number
-
-    results = in_order(lambda item: item, items(), 2)
-    assert next(results) == 0
-    assert len(taken) <= 2 * AHEAD + 1
-    results.close()  # type: ignore[attr-defined]
-
-
-def test_one_worker_begins_nothing_before_it_is_asked() -> None:
-    begun: list[int] = []
-    results = in_order(lambda item: begun.append(item), range(5), 1)
-    assert begun == []
-    next(results)
-    assert begun == [0]
+    assert list(in_order(work, range(60), workers)) == [item * item for item in range(60)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_work_raises_is_raised_and_ends_it(workers: int) -> None:
-    done: list[int] = []
+def test_nothing_comes_of_nothing(workers: int) -> None:
+    assert list(in_order(str, [], workers)) == []
+
+
+def test_several_items_are_worked_on_at_once() -> None:
+    together = threading.Barrier(4)
+    assert list(in_order(lambda _: together.wait(10) >= 0, range(4), 4)) == [True] * 4
+
+
+def test_one_worker_is_the_caller_and_begins_nothing_early() -> None:
+    begun: list[int] = []
+    me = threading.get_ident()
 
     def work(item: int) -> int:
+        begun.append(item)
+        return threading.get_ident()
+
+    results = in_order(work, iter(range(3)), 1)
+    assert begun == []
+    assert next(results) == me
+    assert begun == [0]
+
+
+def test_items_are_taken_a_bounded_number_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            taken.append(item)
+            yield item
+
+    results = in_order(str, items(), 2)
+    for place in range(50):
+        assert next(results) == str(place)
+        assert len(taken) <= place + AHEAD * 2 + 1
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_work_raises_comes_in_its_place(workers: int) -> None:
+    def work(item: int) -> int:
         if item == 2:
-            raise ValueError(item)
-        done.append(item)
+            raise ValueError("two")
         return item
 
-    with pytest.raises(ValueError, match="2"):
-        list(in_order(work, range(100), workers))
-    time.sleep(0.05)
-    assert len(done) <= 2 + (1 + AHEAD) * workers
+    results = in_order(work, range(100), workers)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="two"):
+        next(results)
+    assert list(results) == []
+
+
+def test_what_the_items_raise_ends_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(in_order(str, items(), 2))
+
+
+def test_nothing_is_begun_after_the_end_and_what_nobody_took_is_passed_on() -> None:
+    begun: list[int] = []
+    unused: list[int] = []
+    go_on, last = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item:
+            wait_for(go_on)
+        return item
+
+    def pass_on(item: int) -> None:
+        unused.append(item)
+        if len(unused) == 2:
+            last.set()
+
+    results = in_order(work, range(100), 2, unused=pass_on)
+    assert next(results) == 0
+    while len(begun) < 3:
+        time.sleep(0.001)
+    results.close()
+    go_on.set()
+    wait_for(last)
+    assert sorted(begun) == [0, 1, 2]
+    assert sorted(unused) == [1, 2]
+
+
+def test_the_threads_end_with_the_work_and_never_hold_up_the_process() -> None:
+    before = set(threading.enumerate())
+    results = in_order(str, range(20), 3)
+    next(results)
+    mine = set(threading.enumerate()) - before
+    assert len(mine) == 3
+    assert all(thread.daemon for thread in mine)
+    list(results)
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()

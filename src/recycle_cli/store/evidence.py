@@ -3,7 +3,6 @@
 import abc
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +20,7 @@ from recycle_cli.lora.folder import (
 from recycle_cli.lora.norm import fingerprint, module_norms, total_norm
 from recycle_cli.lora.update import ModelUpdate
 from recycle_cli.store.folder import Card, FoundFolder, read_card
+from recycle_cli.store.once import cached_property
 from recycle_cli.store.safetensors_header import TensorInfo, read_header
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -112,6 +112,11 @@ class Evidence(abc.ABC):
     @abc.abstractmethod
     def weights_path(self) -> Path:
         """The whole weights file on this machine."""
+
+    def release(self) -> None:
+        """Forgets the tensors; what was made of them stays. Vetted adapters may have to wait, and
+        their tensors are most of the memory that they take."""
+        vars(self).pop("update", None)
 
     @property
     def weights_are_ours(self) -> bool:

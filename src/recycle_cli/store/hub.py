@@ -54,6 +54,9 @@ FIELDS = (
     "tags",
     "siblings",
 )
+NO_SUCH_FILE = "no_such_file"
+COUNTER = "recycle_counter"
+"""Under which a request carries who counts it."""
 PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 64_000_000
 MAX_TAGS = 100
@@ -249,21 +252,31 @@ class Hub:
             Broken: from within the block, where the body broke off.
             httpx2.HTTPError, OSError: there is none; `explained` says which means what.
         """
-        self._count_requests()
         # Compressed bodies have no offsets, and may grow without bounds.
         sent = {**self._headers, **(headers or {}), "Accept-Encoding": "identity"}
         if _origin(url) != _origin(self.endpoint):
             sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
-        with http_stream_backoff(
-            "GET", url, params=params, headers=sent, timeout=TIMEOUT, max_retries=RETRIES
-        ) as response:
+        with contextlib.ExitStack() as stack:
+            with _whole_session(url):
+                _have_requests_counted()
+                response = stack.enter_context(
+                    http_stream_backoff(
+                        "GET",
+                        url,
+                        params=params,
+                        headers=sent,
+                        timeout=TIMEOUT,
+                        max_retries=RETRIES,
+                        extensions={COUNTER: self._count},
+                    )
+                )
             self._note_quota(response)
             if response.status_code >= 400:
                 response.read()
             hf_raise_for_status(response)
             try:
                 yield response
-            except httpx2.HTTPError as error:
+            except (httpx2.HTTPError, httpx2.StreamError) as error:
                 # Left as it is, it would make the client send the request again from within.
                 reason = str(error) or type(error).__name__
                 raise Broken(f"{url} broke off: {reason}") from error
@@ -277,8 +290,14 @@ class Hub:
         query += [("author", author)] if author else []
         query += [("expand", field) for field in FIELDS]
         url: str | None = f"{self.endpoint}/api/models"
-        given = 0
+        given, seen = 0, set[str]()
         while url is not None and (limit is None or given < limit):
+            if url in seen:
+                raise RecycleError(
+                    f"the listing of {base_model} goes in a circle, back to {clean_text(url)}",
+                    "check HF_ENDPOINT",
+                )
+            seen.add(url)
             try:
                 with explained(base_model):
                     body, response = self._whole(url, query)
@@ -331,13 +350,6 @@ class Hub:
         with self._lock:
             self.traffic.bytes += count
 
-    def _count_requests(self) -> None:
-        """Has every request counted, redirects and repetitions included."""
-        session = get_session()
-        hooks = session.event_hooks
-        if self._count not in hooks["request"]:
-            session.event_hooks = {**hooks, "request": [*hooks["request"], self._count]}
-
     def _count(self, request: httpx2.Request) -> None:
         with self._lock:
             if _origin(str(request.url)) == _origin(self.endpoint):
@@ -369,12 +381,39 @@ def explained(repo_id: str) -> Iterator[None]:
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise AdapterProblem("not_found", f"the Hub has no {repo_id} that you may see") from error
     except EntryNotFoundError as error:
-        raise AdapterProblem("no_such_file", f"{repo_id} has no such file") from error
+        raise AdapterProblem(NO_SUCH_FILE, f"{repo_id} has no such file") from error
     except Unreachable:
         raise
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unreachable(f"{repo_id} cannot be read from the Hub: {reason}") from error
+
+
+@contextlib.contextmanager
+def _whole_session(url: str) -> Iterator[None]:
+    """A thread that cannot connect closes the session that all threads share, and who is about to
+    use it gets errors that no client should raise.
+
+    Raises:
+        Broken: that happened.
+    """
+    try:
+        yield
+    except (AttributeError, RuntimeError) as error:
+        raise Broken(f"{url} broke off: {error}") from error
+
+
+def _have_requests_counted() -> None:
+    """Has the client tell of every request, redirects and repetitions included."""
+    session = get_session()
+    hooks = session.event_hooks
+    if _tell_counter not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _tell_counter]}
+
+
+def _tell_counter(request: httpx2.Request) -> None:
+    if (counter := request.extensions.get(COUNTER)) is not None:
+        counter(request)
 
 
 def again_where_broken(read: Callable[[], Read]) -> Read:

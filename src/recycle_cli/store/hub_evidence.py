@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 
 from recycle_cli.lora.config import AdapterProblem
@@ -12,7 +11,8 @@ from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE
 from recycle_cli.store.cache import UNFINISHED_PREFIX, is_whole
 from recycle_cli.store.evidence import MAX_CONFIG_BYTES, Evidence, no_safetensors
 from recycle_cli.store.folder import CARD_FILE, MAX_CARD_BYTES, Card
-from recycle_cli.store.hub import Hub, HubRepository, Unreachable
+from recycle_cli.store.hub import NO_SUCH_FILE, Hub, HubRepository, Unreachable
+from recycle_cli.store.once import cached_property
 from recycle_cli.store.remote_weights import RemoteWeights
 from recycle_cli.store.room import Room
 from recycle_cli.store.safetensors_header import TensorInfo
@@ -62,8 +62,11 @@ class HubEvidence(Evidence):
     def config_bytes(self) -> bytes:
         """See `Evidence`."""
         if CONFIG_FILE not in self.found.files:
-            raise AdapterProblem("no_config", f"there is no {CONFIG_FILE} at its root")
-        return self._hub.read(self.found, CONFIG_FILE, MAX_CONFIG_BYTES + 1)
+            raise _no_config()
+        try:
+            return self._hub.read(self.found, CONFIG_FILE, MAX_CONFIG_BYTES + 1)
+        except AdapterProblem as problem:
+            raise _no_config() if problem.code == NO_SUCH_FILE else problem from problem
 
     @property
     def card(self) -> Card:
@@ -88,7 +91,10 @@ class HubEvidence(Evidence):
         """See `Evidence`."""
         if WEIGHTS_FILE not in self.found.files:
             raise no_safetensors(n for n in self.found.files if n.startswith("adapter_model"))
-        return self._weights.size_bytes
+        try:
+            return self._weights.size_bytes
+        except AdapterProblem as problem:
+            raise no_safetensors(()) if problem.code == NO_SUCH_FILE else problem from problem
 
     @cached_property
     def header(self) -> dict[str, TensorInfo]:
@@ -136,3 +142,7 @@ class HubEvidence(Evidence):
                 self._room.give_back(self.size_bytes)
         shutil.rmtree(self._fetched, ignore_errors=True)
         self._fetched = None
+
+
+def _no_config() -> AdapterProblem:
+    return AdapterProblem("no_config", f"there is no {CONFIG_FILE} at its root")

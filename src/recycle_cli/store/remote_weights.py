@@ -5,7 +5,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import httpx2
@@ -21,6 +20,7 @@ from recycle_cli.store.hub import (
     again_where_broken,
     explained,
 )
+from recycle_cli.store.once import cached_property
 from recycle_cli.store.safetensors_header import (
     LENGTH_BYTES,
     TensorInfo,

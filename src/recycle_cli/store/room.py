@@ -1,7 +1,10 @@
 """How much room the adapter cache may take."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
+
+from recycle_cli.lora.folder import WEIGHTS_FILE
 
 
 class NoRoom(OSError):
@@ -43,5 +46,9 @@ class Room:
 
 
 def bytes_kept(adapters_folder: Path) -> int:
-    """What the weights in the cache take."""
-    return sum(file.stat().st_size for file in adapters_folder.glob("*/*.safetensors"))
+    """What the weights in the cache take; those that others are still fetching do not count."""
+    total = 0
+    for file in adapters_folder.glob(f"[0-9a-f]*/{WEIGHTS_FILE}"):
+        with suppress(FileNotFoundError):  # forgotten meanwhile
+            total += file.stat().st_size
+    return total

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
 from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
-from recycle_cli.workflows.crawl_request import CrawlRequest
+from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
 from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
 from recycle_cli.workflows.hub_messages import waits_told
 from recycle_cli.workflows.workers import in_order
@@ -92,7 +92,8 @@ class _Crawl:
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
-    bytes_accepted: int = 0
+    to_come: int = 0
+    bytes_to_come: int = 0
     accepted: dict[str, str] = field(default_factory=dict)  # sha256 -> id, of this crawl
 
     def run(self, found: "list[Found]") -> Iterator[AdapterDocument | CrawlDocument]:
@@ -110,9 +111,13 @@ class _Crawl:
                 sweep(self.settings.adapters_folder)
             looks = (_Look(one, self.source.stamp(one, digest)) for one in found)
             asked = (look.recorded_in(catalog, self.request.base_model) for look in looks)
-            for look in in_order(
-                lambda look: look.vet(self.source, rules), asked, self.source.workers
-            ):
+            looked_at = in_order(
+                lambda look: look.vet(self.source, rules),
+                asked,
+                self.source.workers,
+                unused=_Look.discard,
+            )
+            for look in stack.enter_context(closing(looked_at)):
                 document = self._finish(look, catalog, rules)
                 self._count(document)
                 yield document
@@ -146,7 +151,7 @@ class _Crawl:
         try:
             if document.status == "accepted":
                 document = self._keep(self._unless_held(document, catalog, rules), evidence)
-            if not self.request.dry_run:
+            if not self.request.dry_run and not _tells_nothing(document, catalog):
                 again = document.status == "failed" or document.reason in MAY_CHANGE
                 details = details_of(evidence) if document.status == "accepted" else None
                 catalog.record(document, None if again else look.stamp, details)
@@ -194,7 +199,9 @@ class _Crawl:
             self.reasons[document.reason] += 1
         if document.status == "accepted" and document.sha256 is not None:
             self.accepted[document.sha256] = document.id
-            self.bytes_accepted += document.size_bytes or 0
+            if document.path is None:  # a dry run, and it is not in the cache yet
+                self.to_come += 1
+                self.bytes_to_come += document.size_bytes or 0
         self.progress.advance(f"{document.id}: {document.reason or document.status}")
 
     def _summary(self, elapsed_s: float) -> CrawlDocument:
@@ -217,11 +224,11 @@ class _Crawl:
             "bytes": hub.traffic.bytes,
         }
         if request.dry_run:
-            requests = REQUESTS_TO_KEEP * self.counts["accepted"]
+            requests = REQUESTS_TO_KEEP * self.to_come
             quota, window = hub.quotas.get("resolvers", USUAL_QUOTA)
             update |= {
                 "requests_to_come": requests,
-                "bytes_to_come": self.bytes_accepted,
+                "bytes_to_come": self.bytes_to_come,
                 "rate_limited_s": max(0, math.ceil(requests / quota) - 1) * window,
             }
         return document.model_copy(update=update)
@@ -272,7 +279,22 @@ class _Look:
         except Exception as error:  # one bad adapter never stops the rest
             verdict = unexpected(error)
         self.document = describe(evidence, verdict, rules)
+        evidence.release()
         return self
+
+    def discard(self) -> None:
+        """Removes what was fetched for it, where nobody asks for the outcome any more."""
+        if self.evidence is not None:
+            self.evidence.discard()
+
+
+def _tells_nothing(document: AdapterDocument, catalog: Catalog) -> bool:
+    """True of a repository that could not even be asked for, where an adapter of it is held: that
+    one is as good as before."""
+    if document.source != HUB or document.revision is not None:
+        return False
+    held = catalog.at(document.source, document.origin, document.pool)
+    return held is not None and held.status == "accepted"
 
 
 def _digest_of(rules: "VettingRules") -> str:

@@ -75,6 +75,11 @@ def fetch_again(document: AdapterDocument, settings: Settings, hub: "Hub | None"
                 f"{document.origin} holds other weights now: sha256 {evidence.sha256[:16]}",
                 "crawl it again, or forget the adapter",
             )
+        if document.fingerprint not in (None, evidence.fingerprint):
+            raise RecycleError(
+                f"the configuration in {document.origin} makes another update of these weights now",
+                "crawl it again, or forget the adapter",
+            )
         keep_evidence(evidence, document.pool or document.base_model or "", settings, Room())
     except (OSError, AdapterProblem) as error:
         raise RecycleError(

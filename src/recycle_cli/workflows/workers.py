@@ -2,8 +2,9 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -14,8 +15,11 @@ AHEAD = 4
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    unused: Callable[[Result], None] = lambda result: None,
+) -> Generator[Result]:
     """The results of some work on each item, in the order of the items.
 
     One worker is the caller's own thread, and no item is begun before it is asked for. More are
@@ -26,6 +30,7 @@ def in_order(
         work: what is done; what it raises is raised here.
         items: taken one by one, a bounded number ahead of the results.
         workers: how many items at once, at least 1.
+        unused: called, in any thread, with each result that nobody takes any more.
     """
     if workers == 1:
         yield from map(work, items)
@@ -41,7 +46,13 @@ def in_order(
     finally:
         for future in waiting:
             future.cancel()
+            future.add_done_callback(partial(_pass_on, unused))
         pool.end()
+
+
+def _pass_on(unused: Callable[[Result], None], future: Future[Result]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        unused(future.result())
 
 
 class _Pool(Generic[Item, Result]):
