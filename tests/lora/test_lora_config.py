@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -34,6 +35,7 @@ def test_every_field_that_decides_the_update_is_read() -> None:
         rank_pattern={"q_proj": 2},
         alpha_pattern={"v_proj": 3.0},
         target_modules=("q_proj", "v_proj"),
+        targets_listed=True,
         base_model="org/base",
     )
 
@@ -162,3 +164,11 @@ def test_patterns_are_looked_up_as_peft_does(keys: list[str], module: str) -> No
     config = AdapterConfig(99, 99.0, rank_pattern=pattern, alpha_pattern=pattern)
     expected = pattern.get(get_pattern_key(list(pattern), module), 99)
     assert (config.rank_of(module), config.alpha_of(module)) == (expected, expected)
+
+
+@given(st.text("ab._", min_size=1, max_size=6), st.text("ab._", min_size=1, max_size=9))
+def test_a_pattern_is_looked_up_as_peft_does(key: str, module: str) -> None:
+    """PEFT takes the key for a regular expression, in which a dot is any character."""
+    config = parse(PLAIN | {"alpha_pattern": {key: 7}})
+    matches = re.match(rf"(.*\.)?({key})$", module) is not None
+    assert (config.alpha_of(module) == 7) == matches

@@ -126,11 +126,19 @@ def test_what_is_kept(tmp_path: Path, write_adapter: Any) -> None:
 
 
 def test_the_same_weights_under_another_alpha(tmp_path: Path, write_adapter: Any) -> None:
-    keep(tmp_path / "cache", entry_for(write_adapter(tmp_path / "one")))
-    louder = write_adapter(tmp_path / "one", {"lora_alpha": 64})
-    kept = keep(tmp_path / "cache", entry_for(louder))
-    assert read_config(kept)["lora_alpha"] == 64
-    assert damage(kept) is None
+    """Each has a folder of its own, and neither loses it to the other."""
+    first = keep(tmp_path / "cache", entry_for(write_adapter(tmp_path / "one")))
+    before = read_config(first)
+    louder = entry_for(write_adapter(tmp_path / "one", {"lora_alpha": 64}))
+    for _ in range(2):
+        kept = keep(tmp_path / "cache", louder)
+        assert kept != first
+        assert kept.name.startswith(first.name)
+        assert read_config(kept)["lora_alpha"] == 64
+        assert read_config(first) == before
+        assert damage(kept) is damage(first) is None
+    assert remove(tmp_path / "cache", kept.name)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.name]
 
 
 def test_weights_that_change_underway_are_not_kept(tmp_path: Path, write_adapter: Any) -> None:
@@ -158,6 +166,9 @@ def test_damage_names_what_is_wrong(tmp_path: Path, write_adapter: Any) -> None:
     clean = read_config(kept)
     (kept / "adapter_config.json").write_text(json.dumps(clean | {"r": 3}))
     assert "rank" in (damage(kept) or "")
+    (kept / "adapter_config.json").write_text(json.dumps(clean))
+    (kept / "adapter_model.bin").write_bytes(b"")
+    assert "adapter_model.bin" in (damage(kept) or "")
     (kept / "adapter_model.safetensors").unlink()
     assert damage(kept) is not None
     assert not is_whole(kept, 0)

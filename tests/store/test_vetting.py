@@ -52,6 +52,12 @@ def test_a_good_adapter_is_accepted_and_described(
 
 
 CONFIGS: list[tuple[str, dict[str, Any] | str]] = [
+    ("untargeted", {"target_modules": ["v_proj"]}),
+    ("untargeted", {"exclude_modules": ["q_proj"]}),
+    ("untargeted", {"layers_to_transform": [7]}),
+    ("untargeted", {"layers_to_transform": 7, "layers_pattern": "layers"}),
+    ("bad_config", {"layers_to_transform": ["0"]}),
+    ("bad_config", {"alpha_pattern": {f"m{n}": 1 for n in range(5001)}}),
     ("bad_config", "not json"),
     ("bad_config", "[]"),
     ("bad_config", '{"a":' + "[" * 100_000),

@@ -110,6 +110,12 @@ def crawl(
     else:
         check_folder(Path(source))
         _refuse_hub_options({"--ids-from": ids_from, "--author": author, "--workers": workers})
+    if license_ and not all(license_):
+        raise InputError("--license is empty", "name a licence, or leave it out")
+    if min_norm is not None and max_norm is not None and min_norm >= max_norm:
+        raise InputError(
+            f"--min-norm is {min_norm:g} and --max-norm {max_norm:g}", "leave room between them"
+        )
     if ids_from is not None and author is not None:
         raise InputError("--author and --ids-from both say what to look at", "leave out one")
     request = CrawlRequest(

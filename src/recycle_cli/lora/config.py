@@ -17,6 +17,8 @@ from recycle_cli.errors import InputError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 MAX_RANK = 4096
+MAX_PATTERN = 5000
+"""Entries of a pattern: one a module is more than PEFT ever writes."""
 SHORT = reprlib.Repr()
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 60, 60
 Number = TypeVar("Number", int, float)
@@ -40,7 +42,10 @@ class AdapterConfig:
         use_rslora: the scale is alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732).
         rank_pattern: ranks of modules whose path ends in the key.
         alpha_pattern: alphas of modules whose path ends in the key.
-        target_modules: names of adapted modules; kept for the record, tensors decide.
+        target_modules: names of adapted modules, or one regular expression, which is never run.
+        exclude_modules: names of modules that PEFT leaves alone, likewise.
+        layers: numbers of the only layers that PEFT adapts, or None for all.
+        targets_listed: whether `target_modules` are names.
         base_model: the base model's name as the adapter gives it, or None.
     """
 
@@ -50,7 +55,20 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     target_modules: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    targets_listed: bool = False
     base_model: str | None = None
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether PEFT would leave a module alone, whatever tensors there are for it. Regular
+        expressions, in the place of names, are not asked."""
+        if self.targets_listed and not _named(module, self.target_modules):
+            return True
+        if _named(module, self.exclude_modules):
+            return True
+        numbers = [int(part) for part in module.split(".") if part.isdigit()]
+        return self.layers is not None and bool(numbers) and numbers[0] not in self.layers
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration states for a module path."""
@@ -66,12 +84,29 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
+def _named(module: str, names: tuple[str, ...]) -> bool:
+    return any(module == name or module.endswith("." + name) for name in names)
+
+
 def _first_match(pattern: Mapping[str, float], module: str, default: float) -> float:
-    """PEFT's lookup: the first key that the module path equals or ends in after a dot."""
+    """PEFT's lookup: the first key that the module path equals or ends in after a dot.
+
+    PEFT takes keys for regular expressions, in which a dot stands for any character. No other
+    character of a plain name means anything there.
+    """
     for key, value in pattern.items():
-        if module == key or module.endswith("." + key):
+        if _ends_in(module, key):
             return value
     return default
+
+
+def _ends_in(module: str, key: str) -> bool:
+    if len(module) > len(key) and module[-len(key) - 1] != ".":
+        return False
+    end = module[-len(key) :]
+    return len(end) == len(key) and (
+        end == key or all(k in (".", m) for k, m in zip(key, end, strict=True))
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +170,9 @@ def parse_config(fields: Any) -> AdapterConfig:
         rank_pattern=_pattern(fields.get("rank_pattern"), "rank_pattern", _rank),
         alpha_pattern=_pattern(fields.get("alpha_pattern"), "alpha_pattern", _alpha),
         target_modules=_target_modules(fields.get("target_modules")),
+        exclude_modules=_names(fields.get("exclude_modules")),
+        layers=_layers(fields.get("layers_to_transform")),
+        targets_listed=isinstance(fields.get("target_modules"), list),
         base_model=_base_model(fields.get("base_model_name_or_path")),
     )
 
@@ -186,6 +224,10 @@ def _pattern(value: Any, name: str, check: Callable[[Any, str], Number]) -> dict
         return {}
     if not isinstance(value, dict):
         raise AdapterProblem("bad_config", f"{name} is {_short(value)}, not an object")
+    if len(value) > MAX_PATTERN:
+        raise AdapterProblem(
+            "bad_config", f"{name} has {len(value)} entries, more than {MAX_PATTERN}"
+        )
     for key in value:
         if not PLAIN_NAME.fullmatch(key):
             raise AdapterProblem(
@@ -203,6 +245,24 @@ def _target_modules(value: Any) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(sorted(value))
     raise AdapterProblem("bad_config", f"target_modules is {_short(value)}, not a list of names")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """A list of names; nothing where it is a regular expression, or none."""
+    if not isinstance(value, list):
+        return ()
+    return tuple(item for item in value if isinstance(item, str))
+
+
+def _layers(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if not all(type(number) is int for number in numbers):
+        raise AdapterProblem(
+            "bad_config", f"layers_to_transform is {_short(value)}, not numbers of layers"
+        )
+    return tuple(numbers)
 
 
 def _base_model(value: Any) -> str | None:

@@ -1,5 +1,8 @@
 """The adapter cache: one clean PEFT folder for each weights file, named by its sha256.
 
+Where the same weights stand under several configurations (another revision has another alpha, or
+they fit two base models), each has a folder of its own, with a digest of the configuration behind.
+
 A folder holds the weights byte for byte, an `adapter_config.json` of our own writing that loads
 to the same update, and under `source/` what the author wrote, as text. It is written under
 another name and renamed when whole, so a folder under a sha256 was complete when it appeared.
@@ -38,7 +41,9 @@ UNFINISHED_PREFIX = ".unfinished-"
 UNFINISHED_AGE_S = 24 * 3600.0
 RENAME_ATTEMPTS = 5
 COPY_CHUNK = 1 << 20
-SHA256 = re.compile(r"[0-9a-f]{64}")
+CONFIG_DIGITS = 16
+NAME = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
+OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, SOURCE_FOLDER}
 
 
 @dataclass(frozen=True)
@@ -122,33 +127,46 @@ def _plain(alpha: float) -> int | float:
 def keep(adapters_folder: Path, entry: CacheEntry) -> Path:
     """Puts an adapter into the cache, unless it is there, and returns its folder.
 
-    Safe when several processes do it at once. Where the weights are kept already but under
-    another configuration (the author changed alpha, say), the configuration is replaced.
+    Safe when several processes do it at once. What is kept under another configuration stays.
 
     Raises:
         InputError: the weights changed since they were hashed.
         RecycleError: the cache cannot be written.
     """
-    folder = adapters_folder / entry.sha256
     try:
-        if is_whole(folder, entry.weights.stat().st_size):
-            _refresh(folder, entry)
-        else:
-            _put(folder, entry)
+        size = entry.weights.stat().st_size
+        for folder in _places(adapters_folder, entry):
+            if is_whole(folder, size) and _is_of(folder, entry):
+                return folder
+        return _put(adapters_folder, entry)
     except OSError as error:
         raise RecycleError(
-            f"{entry.weights} cannot be copied to {folder}: {error}",
+            f"{entry.weights} cannot be copied to {adapters_folder}: {error}",
             "check the disk's space and the permissions of both folders",
         ) from error
-    return folder
 
 
-def _put(folder: Path, entry: CacheEntry) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=folder.parent))
+def _places(adapters_folder: Path, entry: CacheEntry) -> tuple[Path, Path]:
+    """Where an adapter may lie: under its sha256, or, where another configuration has that, under a
+    name of its own."""
+    digest = hashlib.sha256(_config_text(entry).encode()).hexdigest()[:CONFIG_DIGITS]
+    return adapters_folder / entry.sha256, adapters_folder / f"{entry.sha256}-{digest}"
+
+
+def _is_of(folder: Path, entry: CacheEntry) -> bool:
+    """Whether a folder has the configuration of an adapter."""
+    try:
+        return bool(read_config(folder) == entry.config)
+    except AdapterProblem:
+        return False
+
+
+def _put(adapters_folder: Path, entry: CacheEntry) -> Path:
+    adapters_folder.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=adapters_folder))
     try:
         _write(unfinished, entry)
-        _put_in_place(unfinished, folder, entry)
+        return _put_in_place(unfinished, adapters_folder, entry)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -170,7 +188,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a cache folder, or None. Reads and hashes the weights."""
     try:
         digest = weights_sha256(folder)
-        if digest != folder.name:
+        if digest != folder.name[: len(digest)]:
             return f"{WEIGHTS_FILE} has sha256 {digest}"
         config = parse_config(read_config(folder))
         header = read_header(folder / WEIGHTS_FILE)
@@ -178,20 +196,25 @@ def damage(folder: Path) -> str | None:
             check_pair(module, header[key_a].shape, header[key_b].shape, config)
     except (OSError, RecycleError) as error:
         return str(error)
-    return None
+    others = sorted({path.name for path in folder.iterdir()} - OWN_FILES)
+    return f"it holds {others[0]}, which was not written by recycle" if others else None
 
 
-def remove(adapters_folder: Path, sha256: str) -> bool:
+def remove(adapters_folder: Path, name: str) -> bool:
     """Removes an adapter's folder; False when there was none.
 
     It is renamed first, so a kill half-way leaves no half-empty folder under a sha256.
 
+    Args:
+        adapters_folder: the cache.
+        name: of the folder in it.
+
     Raises:
-        ValueError: `sha256` is not 64 hex digits.
+        ValueError: `name` is not that of an adapter's folder.
     """
-    if not SHA256.fullmatch(sha256):
-        raise ValueError(f"{sha256!r} is no sha256")
-    return _discard(adapters_folder / sha256)
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no sha256, with or without the digest of a configuration")
+    return _discard(adapters_folder / name)
 
 
 def sweep(adapters_folder: Path, older_than_s: float = UNFINISHED_AGE_S) -> int:
@@ -257,35 +280,33 @@ def _copy_durably(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _put_in_place(unfinished: Path, folder: Path, entry: CacheEntry) -> None:
-    """Renames the finished folder. One that another process put there is as good as ours."""
+def _put_in_place(unfinished: Path, adapters_folder: Path, entry: CacheEntry) -> Path:
+    """Renames the finished folder; gives its place. One that another process put there is as good
+    as ours."""
     size = (unfinished / WEIGHTS_FILE).stat().st_size
+    first, other = _places(adapters_folder, entry)
     for _ in range(RENAME_ATTEMPTS):
+        taken = is_whole(first, size) and not _is_of(first, entry) and _is_readable(first)
+        folder = other if taken else first
         try:
-            unfinished.rename(folder)
-            return
+            return unfinished.rename(folder)
         except OSError:
-            if is_whole(folder, size):
-                _refresh(folder, entry)
-                return
-            _discard(folder)
+            if is_whole(folder, size) and _is_of(folder, entry):
+                return folder
+            if folder == other or not (is_whole(first, size) and _is_readable(first)):
+                _discard(folder)
     raise RecycleError(
-        f"{folder} cannot be written", "check the permissions of the cache folder, or move it away"
+        f"{first} cannot be written", "check the permissions of the cache folder, or move it away"
     )
 
 
-def _refresh(folder: Path, entry: CacheEntry) -> None:
-    """Replaces the configuration of a kept adapter in one step, where it differs."""
-    with suppress(AdapterProblem):  # a damaged one differs
-        if read_config(folder) == entry.config:
-            return
-    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED_PREFIX, dir=folder.parent)
-    os.close(descriptor)
+def _is_readable(folder: Path) -> bool:
+    """Whether the configuration of a folder is one at all."""
     try:
-        _write_durably(Path(name), _config_text(entry))
-        Path(name).replace(folder / CONFIG_FILE)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        parse_config(read_config(folder))
+    except AdapterProblem:
+        return False
+    return True
 
 
 def _discard(folder: Path) -> bool:

@@ -209,7 +209,10 @@ class FolderEvidence(Evidence):
     def config_bytes(self) -> bytes:
         """See `Evidence`."""
         self._refuse_link_outside(CONFIG_FILE)
-        with (self.found.folder / CONFIG_FILE).open("rb") as file:
+        path = self.found.folder / CONFIG_FILE
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} is no regular file")
+        with path.open("rb") as file:
             return file.read(MAX_CONFIG_BYTES + 1)
 
     @cached_property

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx2
 from huggingface_hub import constants, hf_hub_url
@@ -59,6 +59,8 @@ COUNTER = "recycle_counter"
 """Under which a request carries who counts it."""
 PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 64_000_000
+MAX_PAGES = 1000
+MAX_ERROR_BYTES = 100_000
 MAX_TAGS = 100
 MAX_FILES = 20
 SHA = re.compile(r"[0-9a-f]{40}")
@@ -271,9 +273,7 @@ class Hub:
                     )
                 )
             self._note_quota(response)
-            if response.status_code >= 400:
-                response.read()
-            hf_raise_for_status(response)
+            hf_raise_for_status(_short(response) if response.status_code >= 400 else response)
             try:
                 yield response
             except (httpx2.HTTPError, httpx2.StreamError) as error:
@@ -298,6 +298,11 @@ class Hub:
                     "check HF_ENDPOINT",
                 )
             seen.add(url)
+            if len(seen) > MAX_PAGES:
+                raise RecycleError(
+                    f"the listing of {base_model} has more than {MAX_PAGES} pages",
+                    "look at less of it: --limit, --author or --ids-from",
+                )
             try:
                 with explained(base_model):
                     body, response = self._whole(url, query)
@@ -317,10 +322,20 @@ class Hub:
             url, query = self._next(response), []
 
     def _next(self, response: httpx2.Response) -> str | None:
-        url = response.links.get("next", {}).get("url")
-        if url is not None and _origin(url) != _origin(self.endpoint):
+        link = response.links.get("next", {}).get("url")
+        if link is None:
+            return None
+        try:
+            url = urljoin(str(response.url), link)
+            elsewhere = _origin(url) != _origin(self.endpoint)
+        except ValueError as error:
             raise RecycleError(
-                f"the listing goes on at {_origin(url)}, not at {self.endpoint}",
+                f"the listing goes on at {clean_text(link)}, which is no address",
+                "check HF_ENDPOINT",
+            ) from error
+        if elsewhere:
+            raise RecycleError(
+                f"the listing goes on at {'://'.join(_origin(url))}, not at {self.endpoint}",
                 "a token goes to one address only: set HF_ENDPOINT to where the listing leads",
             )
         return url
@@ -401,6 +416,23 @@ def _whole_session(url: str) -> Iterator[None]:
         yield
     except (AttributeError, RuntimeError) as error:
         raise Broken(f"{url} broke off: {error}") from error
+
+
+def _short(response: httpx2.Response) -> httpx2.Response:
+    """An error answer with the start of its body, which the client reads before it raises."""
+    body = b""
+    for chunk in response.iter_raw():
+        body += chunk[:MAX_ERROR_BYTES]
+        if len(body) >= MAX_ERROR_BYTES:
+            break
+    headers = {
+        name: value
+        for name, value in response.headers.items()
+        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+    }
+    return httpx2.Response(
+        response.status_code, headers=headers, content=body, request=response.request
+    )
 
 
 def _have_requests_counted() -> None:

@@ -3,10 +3,10 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from recycle_cli.errors import InputError
 from recycle_cli.records import AdapterDocument
+from recycle_cli.store.text import expanded
 
 MIN_PREFIX = 8
 SHA256_PREFIX = "sha256:"
@@ -33,9 +33,9 @@ def readings_of(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     plain, at, revision = name.rpartition("@")
     if at:
         yield "id = ? AND revision = ?", (plain, revision)
-    path = str(Path(name).expanduser().absolute())
+    path = str(expanded(name).absolute())
     yield "origin = ? OR path = ?", (path, path)
-    resolved = str(Path(name).expanduser().resolve())
+    resolved = str(expanded(name).resolve())
     yield "origin = ? OR path = ?", (resolved, resolved)
     if len(name) >= MIN_PREFIX and HEX.fullmatch(name.lower()):
         yield "sha256 GLOB ?", (name.lower() + "*",)
@@ -43,7 +43,7 @@ def readings_of(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def names_all(name: str, document: AdapterDocument) -> bool:
     """Whether a name means an adapter in all its revisions: its id or where it was found."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return name == document.id or document.origin in (str(path.absolute()), str(path.resolve()))
 
 

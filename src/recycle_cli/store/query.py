@@ -22,6 +22,7 @@ SORT_KEYS = {
     "modified": "last_modified",
     RELEVANCE: RELEVANCE,
 }
+LARGEST = 2**63 - 1
 SEARCHED = ("id", "origin", "base_model", "license", "reason", "detail")
 RANKED = (
     "WITH ranked (found, relevance) AS MATERIALIZED ("
@@ -104,7 +105,9 @@ def relevances(expression: str) -> Selection:
 
 def storable(value: Any) -> Any:
     """A value that SQLite takes: what a terminal passed on that is no text becomes question
-    marks."""
+    marks, and a number beyond its own the largest."""
+    if isinstance(value, int):
+        return min(value, LARGEST)
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

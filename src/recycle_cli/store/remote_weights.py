@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 from huggingface_hub.errors import HfHubHTTPError
 
+from recycle_cli.errors import RecycleError
 from recycle_cli.lora.config import AdapterProblem
 from recycle_cli.lora.folder import WEIGHTS_FILE
 from recycle_cli.store.hub import (
@@ -108,7 +109,13 @@ class RemoteWeights:
             def take(chunk: bytes) -> None:
                 going_on()
                 digest.update(chunk)
-                writer.write(chunk)
+                try:
+                    writer.write(chunk)
+                except OSError as error:
+                    raise RecycleError(
+                        f"{file} cannot be written: {error}",
+                        "free some space, or limit the adapter cache with --max-cache",
+                    ) from error
 
             take(first.body)
             failures = 0

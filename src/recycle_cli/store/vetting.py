@@ -167,8 +167,9 @@ def _rank_range(config: AdapterConfig | None, pairs: Mapping[str, Pair] | None) 
 def _target_modules(config: AdapterConfig | None, pairs: Mapping[str, Pair] | None) -> list[str]:
     """The last names of the adapted modules, as in `q_proj`."""
     if pairs is not None:
-        return sorted({module.rpartition(".")[2] for module in pairs})
-    names = config.target_modules if config is not None else ()
+        names = sorted({module.rpartition(".")[2] for module in pairs})
+    else:
+        names = list(config.target_modules) if config is not None else []
     return [clean_text(name) for name in names[:MAX_NAMES]]
 
 
@@ -250,6 +251,16 @@ def check_pairs(evidence: Evidence, rules: VettingRules) -> None:
     """Pairs the factors and compares their shapes with each other and with the configuration."""
     for module, (a, b) in evidence.pairs.items():
         check_pair(module, a.shape, b.shape, evidence.config)
+
+
+def check_targets(evidence: Evidence, rules: VettingRules) -> None:
+    """Looks for factors that PEFT would pass over."""
+    for module in evidence.pairs:
+        if evidence.config.leaves_out(module):
+            raise AdapterProblem(
+                "untargeted",
+                f"it has factors for {clean_text(module)}, which its configuration leaves out",
+            )
 
 
 def check_rank(evidence: Evidence, rules: VettingRules) -> None:
@@ -374,6 +385,12 @@ CHECKS: tuple[Check, ...] = (
         "Every module is a linear one of the base model, with the same shape.",
         ("no_such_module", "shape_mismatch", "unknown_base"),
         check_modules,
+    ),
+    Check(
+        "targets",
+        "Its configuration leaves out no module that it has factors for.",
+        ("untargeted",),
+        check_targets,
     ),
     Check(
         "duplicate", "No accepted adapter has the same weights.", ("duplicate",), check_duplicate

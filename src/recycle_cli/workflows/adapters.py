@@ -20,6 +20,7 @@ from recycle_cli.records import (
     TuneDocument,
 )
 from recycle_cli.settings import Settings
+from recycle_cli.store.text import expanded
 from recycle_cli.workflows.provenance import shown
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def base_of_documents(documents: Sequence[Document]) -> str | None:
 def _resolve(name: str, settings: Settings) -> Source:
     from recycle_cli.store.catalog import Catalog
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _folder_source(name, path)
     with Catalog(settings.catalog_file) as catalog:

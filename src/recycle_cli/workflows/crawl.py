@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
@@ -276,8 +276,10 @@ class _Look:
             verdict = vet(evidence, rules, source.looks_at_tensors)
             if verdict.status == "accepted" and source.looks_at_tensors:
                 _ = evidence.weights_path, evidence.projection, evidence.card_text
-        except Exception as error:  # one bad adapter never stops the rest
-            verdict = unexpected(error)
+        except Exception as error:
+            if isinstance(error, RecycleError) and not isinstance(error, InputError):
+                raise  # of the disk, and so no adapter's fault
+            verdict = unexpected(error)  # one bad adapter never stops the rest
         self.document = describe(evidence, verdict, rules)
         evidence.release()
         return self

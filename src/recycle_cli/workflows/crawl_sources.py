@@ -11,6 +11,7 @@ from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.lora.base_names import copies_of
 from recycle_cli.progress import Progress
 from recycle_cli.settings import Settings
+from recycle_cli.store.text import expanded
 from recycle_cli.workflows.workers import in_order
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class FolderSource(CrawlSource):
 
     def __init__(self, request: "CrawlRequest", settings: Settings) -> None:
         assert request.folder is not None
-        self._folder, self._limit = request.folder, request.limit
+        self._folder, self._limit = expanded(request.folder), request.limit
         self._adapters_folder = settings.adapters_folder
 
     def find(self, progress: Progress) -> "Sequence[Found]":
@@ -70,7 +71,7 @@ class FolderSource(CrawlSource):
         from recycle_cli.store.folder import find_adapters, with_versions
 
         check_folder(self._folder)
-        there = find_adapters(self._folder.expanduser(), skip=[self._adapters_folder])
+        there = find_adapters(self._folder, skip=[self._adapters_folder])
         found = with_versions(there)
         if not found:
             raise InputError(
@@ -216,8 +217,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: there is none.
     """
-    if not folder.expanduser().is_dir():
-        problem = "is no folder" if folder.expanduser().exists() else "does not exist"
+    if not expanded(folder).is_dir():
+        problem = "is no folder" if expanded(folder).exists() else "does not exist"
         raise InputError(f"{folder} {problem}", "name a folder that holds adapter folders, or hub")
 
 

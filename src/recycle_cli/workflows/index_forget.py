@@ -33,14 +33,14 @@ def forget_adapters(
     with open_index(settings) as catalog:
         rows = _unique([row for name in names for row in catalog.meant_by(name)])
         folders = _folders_to_go(rows, catalog, settings)
-        sizes = {digest: _size_of(folder) for digest, folder in folders.items()}
+        sizes = {str(folder): _size_of(folder) for folder in folders}
         if not dry_run:
             catalog.remove(rows)
-            _reclaim(folders, catalog, settings)
+            _reclaim(folders, catalog)
     forgotten = [
         ForgottenAdapter(
             **row.model_dump(include=set(ForgottenAdapter.model_fields)),
-            bytes=sizes.pop(row.sha256 or "", 0) if row.path is not None else 0,
+            bytes=sizes.pop(row.path or "", 0),
         )
         for row in rows
     ]
@@ -55,31 +55,37 @@ def _unique(rows: Sequence[AdapterDocument]) -> list[AdapterDocument]:
 
 def _folders_to_go(
     rows: Sequence[AdapterDocument], catalog: Catalog, settings: Settings
-) -> dict[str, Path]:
-    """Sha256 -> kept folder, of those that no other row has."""
+) -> list[Path]:
+    """The kept folders that no other row has."""
     going = {row_key(row) for row in rows}
-    digests = {row.sha256 for row in rows if row.path is not None and row.sha256 is not None}
-    folders = {digest: settings.adapters_folder / digest for digest in sorted(digests)}
-    return {
-        digest: folder
-        for digest, folder in folders.items()
-        if folder.is_dir() and all(row_key(other) in going for other in catalog.kept(digest))
-    }
+    folders = {Path(row.path) for row in rows if row.path is not None}
+    return [
+        folder
+        for folder in sorted(folders)
+        if folder.parent == settings.adapters_folder
+        and folder.is_dir()
+        and all(row_key(other) in going for other in _rows_of(folder, catalog))
+    ]
+
+
+def _rows_of(folder: Path, catalog: Catalog) -> list[AdapterDocument]:
+    """The rows that a kept folder belongs to."""
+    return [row for row in catalog.kept(folder.name[:64]) if row.path == str(folder)]
 
 
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _reclaim(folders: dict[str, Path], catalog: Catalog, settings: Settings) -> None:
+def _reclaim(folders: Sequence[Path], catalog: Catalog) -> None:
     from recycle_cli.store.cache import remove
 
     failed = []
-    for digest in folders:
-        if catalog.kept(digest):
+    for folder in folders:
+        if _rows_of(folder, catalog):
             continue  # a crawl has brought it back meanwhile
         try:
-            remove(settings.adapters_folder, digest)
+            remove(folder.parent, folder.name)
         except OSError as error:
             failed.append(str(error))
     if failed:

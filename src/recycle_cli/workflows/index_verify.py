@@ -73,7 +73,7 @@ def _finding(row: AdapterDocument) -> DamagedAdapter | None:
 
     folder = Path(row.path or "")
     gone = not folder.is_dir()
-    detail = f"its folder {folder} has gone" if gone else damage(folder)
+    detail = f"its folder {folder} has gone" if gone else damage(folder) or _other_update(row)
     if detail is None:
         return None
     return DamagedAdapter(
@@ -84,6 +84,20 @@ def _finding(row: AdapterDocument) -> DamagedAdapter | None:
         problem=MISSING if gone else DAMAGED,
         detail=detail,
     )
+
+
+def _other_update(row: AdapterDocument) -> str | None:
+    """What is wrong with the configuration of a kept adapter: that its weights make another update
+    with it than they did when it was vetted."""
+    from recycle_cli.lora.folder import read_adapter
+    from recycle_cli.lora.norm import fingerprint, module_norms
+
+    if row.fingerprint is None:
+        return None
+    update = read_adapter(Path(row.path or "")).update
+    if fingerprint(update, module_norms(update)) == row.fingerprint:
+        return None
+    return "its configuration makes another update of its weights than the one that was vetted"
 
 
 def _repaired(finding: DamagedAdapter, row: AdapterDocument, settings: Settings) -> DamagedAdapter:

@@ -9,6 +9,7 @@ from recycle_cli.errors import InputError
 from recycle_cli.merging.catalog import WEIGHT_USES, find_merge_method
 from recycle_cli.merging.parameters import cancel
 from recycle_cli.records import Document, MergeDocument, SelectionDocument, TuneDocument
+from recycle_cli.store.text import expanded
 from recycle_cli.tuning.catalog import COEFFICIENT, find_tuning_method
 from recycle_cli.workflows.adapters import Source, counted
 
@@ -146,7 +147,7 @@ def _is_called(source: Source, name: str) -> bool:
     ref = source.ref
     if name.startswith(SHA256) and name != SHA256:
         return ref.sha256.startswith(name.removeprefix(SHA256))
-    return name == ref.id or Path(name).expanduser().absolute() == Path(ref.path)
+    return name == ref.id or expanded(name).absolute() == Path(ref.path)
 
 
 def _from_documents(
