@@ -278,7 +278,8 @@ class _Look:
                 _ = evidence.weights_path, evidence.projection, evidence.card_text
         except Exception as error:
             if isinstance(error, RecycleError) and not isinstance(error, InputError):
-                raise  # of the disk, and so no adapter's fault
+                evidence.discard()
+                raise  # of the disk, or of an end that was asked for: no adapter's fault
             verdict = unexpected(error)  # one bad adapter never stops the rest
         self.document = describe(evidence, verdict, rules)
         evidence.release()

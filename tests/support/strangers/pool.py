@@ -132,7 +132,7 @@ def _under_another_card(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _in_another_file(files: dict[str, bytes]) -> dict[str, bytes]:
-    return files | {WEIGHTS: save(load(files[WEIGHTS]), {"format": "pt", "again": "yes"})}
+    return files | {WEIGHTS: save(load(files[WEIGHTS]), {"again": "yes"})}
 
 
 COPIES: dict[str, Callable[[dict[str, bytes]], dict[str, bytes]]] = {

@@ -152,6 +152,18 @@ VALUES = (
     kind("slow pattern in rank_pattern", "pattern_regex", sets(rank_pattern={REDOS: 4})),
     kind("slow pattern in alpha_pattern", "pattern_regex", sets(alpha_pattern={REDOS: 4})),
     kind("pattern by layer number", "pattern_regex", sets(rank_pattern={r"layers\.0\.": 4})),
+    kind(
+        "factors for what is no target",
+        "untargeted",
+        adapts("q_proj", "v_proj"),
+        sets(target_modules=["q_proj"]),
+    ),
+    kind(
+        "factors for what is excluded",
+        "untargeted",
+        adapts("q_proj", "v_proj"),
+        sets(exclude_modules=["v_proj"]),
+    ),
     kind("targets a number", "bad_config", sets(target_modules=3)),
     kind("targets an object", "bad_config", sets(target_modules={"q_proj": True})),
     kind("targets not all names", "bad_config", sets(target_modules=["q_proj", None])),
