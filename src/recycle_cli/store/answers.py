@@ -1,15 +1,10 @@
 """How adapters answered rows, kept so that no selection computes an answer twice."""
 
-import sqlite3
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from recycle_cli.errors import RecycleError
-from recycle_cli.store.database import connect
+from recycle_cli.store.database import IndexFile
 
 KEPT = struct.Struct("<16s?d")
 """One row's answer: the row's digest, whether it was right, the log-likelihood in nats."""
@@ -22,7 +17,7 @@ class Answer(NamedTuple):
     log_likelihood: float
 
 
-class AnswerBook:
+class AnswerBook(IndexFile):
     """The answers in the index file, open. Use it as a context manager, in one thread.
 
     An answer belongs to a context (a base model, how it is computed, the metric), an adapter, and
@@ -33,22 +28,9 @@ class AnswerBook:
         file: the index; made with its folder where absent.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        with self._sqlite_errors():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = connect(str(file))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._connection.close()
+    what = "the answers in"
+    hint = "check the disk and its permissions; a damaged file can be moved away"
+    unusable = (*IndexFile.unusable, struct.error)
 
     def of(self, context: str, adapter: str) -> dict[bytes, Answer]:
         """What is known of an adapter: the digest of a row, 16 bytes, -> its answer."""
@@ -63,26 +45,10 @@ class AnswerBook:
 
     def add(self, context: str, adapter: str, answers: Mapping[bytes, Answer]) -> None:
         """Keeps answers, beside those that are there, in one transaction."""
-        with self._sqlite_errors():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                known = {**self.of(context, adapter), **answers}
-                packed = b"".join(KEPT.pack(digest, *known[digest]) for digest in sorted(known))
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO answers (context, adapter, answers) VALUES (?, ?, ?)",
-                    (context, adapter, packed),
-                )
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _sqlite_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError, struct.error) as error:
-            raise RecycleError(
-                f"the answers in {self._file} cannot be used: {error}",
-                "check the disk and its permissions; a damaged file can be moved away",
-            ) from error
+        with self._transaction():
+            known = {**self.of(context, adapter), **answers}
+            packed = b"".join(KEPT.pack(digest, *known[digest]) for digest in sorted(known))
+            self._connection.execute(
+                "INSERT OR REPLACE INTO answers (context, adapter, answers) VALUES (?, ?, ?)",
+                (context, adapter, packed),
+            )

@@ -8,13 +8,11 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.errors import InputError
 from recycle_cli.records import AdapterDocument, StatsDocument
-from recycle_cli.store.database import IN_MEMORY, base_key, connect
+from recycle_cli.store.database import IndexFile, base_key
 from recycle_cli.store.details import Details, ModuleFacts, StoredProjections, unpack_modules
 from recycle_cli.store.figures import figures
 from recycle_cli.store.full_text import any_of, texts_change
@@ -28,7 +26,7 @@ __all__ = ["AdapterQuery", "Catalog"]
 LIKELIEST_FIRST = "status = 'accepted' DESC, recorded DESC, key DESC"
 
 
-class Catalog:
+class Catalog(IndexFile):
     """The index file, open. Use it as a context manager, in one thread.
 
     A row stands for an adapter at a revision, vetted for a base model, its pool. Several processes
@@ -39,28 +37,6 @@ class Catalog:
         file: the SQLite file, made with its folder where absent; None keeps an empty index in
             memory.
     """
-
-    def __init__(self, file: Path | None) -> None:
-        self._name = str(file) if file is not None else IN_MEMORY
-        with self._sqlite_errors():
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = connect(self._name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the file. Nothing is pending: every change was committed when it was made."""
-        self._connection.close()
 
     # --- changes ---------------------------------------------------------------------------
 
@@ -325,30 +301,6 @@ class Catalog:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._sqlite_errors():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A full disk may have rolled it back already.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _sqlite_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise RecycleError(
-                f"the index {self._name} cannot be used: {error}",
-                "check the disk and its permissions; a damaged file can be moved away, "
-                "and crawling again makes a new one",
-            ) from error
 
 
 def _to_details(row: sqlite3.Row) -> Details:

@@ -2,7 +2,13 @@
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from recycle_cli.errors import RecycleError
 from recycle_cli.lora.base_names import normalised_base_name
 from recycle_cli.store.migrations import migrate
 
@@ -57,3 +63,65 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(BUSY_PAUSE_S)
+
+
+class IndexFile:
+    """The index file, open. Use it as a context manager, in one thread.
+
+    Args:
+        file: the SQLite file, made with its folder where absent; None keeps an empty index in
+            memory.
+    """
+
+    what = "the index"
+    """What an error says cannot be used."""
+    hint = (
+        "check the disk and its permissions; a damaged file can be moved away, "
+        "and crawling again makes a new one"
+    )
+    unusable: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
+    """What is raised where it cannot be."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._name = str(file) if file is not None else IN_MEMORY
+        with self._sqlite_errors():
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = connect(self._name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file. Nothing is pending: every change was committed when it was made."""
+        self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._sqlite_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # A full disk may have rolled it back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _sqlite_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self.unusable as error:
+            raise RecycleError(
+                f"{self.what} {self._name} cannot be used: {error}", self.hint
+            ) from error

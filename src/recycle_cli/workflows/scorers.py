@@ -215,10 +215,7 @@ def _cluster(address: str) -> Iterator[Any]:
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RecycleError(
-            f"the Ray cluster {address!r} cannot be reached: {str(error).splitlines()[0]}",
-            "give its address as host:port, auto, or local for one of this machine's own",
-        ) from error
+        raise _unreached(address, str(error).splitlines()[0]) from error
     try:
         yield ray
     finally:
@@ -237,10 +234,14 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), REACH_S).close()
     except OSError as error:
-        raise RecycleError(
-            f"the Ray cluster {address!r} cannot be reached: {error}",
-            "give its address as host:port, auto, or local for one of this machine's own",
-        ) from error
+        raise _unreached(address, str(error)) from error
+
+
+def _unreached(address: str, reason: str) -> RecycleError:
+    return RecycleError(
+        f"the Ray cluster {address!r} cannot be reached: {reason}",
+        "give its address as host:port, auto, or local for one of this machine's own",
+    )
 
 
 def make_scorer(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recycle_cli.errors import RecycleError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from recycle_cli.lora.update import ModelUpdate
     from recycle_cli.store.catalog import AdapterQuery
 
+Shapes = Mapping[str, Mapping[str, tuple[int, int]]]
+"""The sha256 of an adapter -> module path -> (out, in)."""
 OPEN_AT_ONCE = 128
 """Adapters whose files are open at the same time."""
 
@@ -51,8 +54,6 @@ def pool_of(
     Raises:
         RecycleError: there is none.
     """
-    from dataclasses import replace
-
     from recycle_cli.store.catalog import AdapterQuery, Catalog
 
     with Catalog(settings.catalog_file) as catalog:
@@ -150,8 +151,8 @@ def _by_gradient(
     from recycle_cli.selection.first_order import slopes
 
     rows = request.rows_to_score()
-    fitting, left_out = _fitting(request, pool, base)
-    modules = {module for source in fitting for module in source.shapes(request.base_model)}
+    shapes, left_out = _fitting(request, pool, base)
+    modules = {module for of_source in shapes.values() for module in of_source}
     progress.stage("one gradient of the base model")
     gradients = weight_gradients(base, encode_examples(base, rows), sorted(modules), progress)
     normalise = request.method == NORMALISED
@@ -163,7 +164,7 @@ def _by_gradient(
         norms = [total_norm(module_norms(update)) for update in updates]
         return [one / norm if norm else 0.0 for one, norm in zip(found, norms, strict=True)]
 
-    scores = _scored(request, fitting, score, progress)
+    scores = _scored(request, _those(pool, shapes), score, progress)
     return Outcome(scores, left_out, passes=1, rows_scored=len(rows))
 
 
@@ -177,7 +178,7 @@ def _by_target(request: SelectRequest, pool: Sequence[Source], progress: Progres
         return [similarity(update, target, request.method, request.aggregate) for update in updates]
 
     usable, left_out = _usable(request, pool)
-    return Outcome(_scored(request, usable, score, progress), left_out)
+    return Outcome(_scored(request, _those(pool, usable), score, progress), left_out)
 
 
 def _scored(
@@ -200,34 +201,37 @@ def _scored(
     return scores
 
 
-def _usable(request: SelectRequest, pool: Sequence[Source]) -> tuple[list[Source], list[LeftOut]]:
-    """The adapters that can be opened, and the others, with the reason."""
-    usable, left_out = [], []
+def _usable(request: SelectRequest, pool: Sequence[Source]) -> tuple[Shapes, list[LeftOut]]:
+    """The adapters that can be opened, with their shapes, and the others, with the reason."""
+    usable, left_out = {}, []
     for source in pool:
         try:
-            source.shapes(request.base_model)
+            usable[source.ref.sha256] = source.shapes(request.base_model)
         except RecycleError as error:
             left_out.append(LeftOut(id=source.ref.id, reason=error.message))
-        else:
-            usable.append(source)
     return usable, left_out
 
 
 def _fitting(
     request: SelectRequest, pool: Sequence[Source], base: "BaseModel"
-) -> tuple[list[Source], list[LeftOut]]:
-    """The adapters whose modules are those of the base model, and the others."""
+) -> tuple[Shapes, list[LeftOut]]:
+    """The adapters whose modules are those of the base model, with their shapes; and the others."""
     usable, left_out = _usable(request, pool)
-    there, fitting = base.shapes, []
-    for source in usable:
-        shapes = source.shapes(request.base_model)
+    there, fitting = base.shapes, {}
+    for source in _those(pool, usable):
+        shapes = usable[source.ref.sha256]
         wrong = [module for module, shape in shapes.items() if there.get(module) != shape]
         if wrong:
             reason = f"{wrong[0]} is not in {request.base_model}, or has another shape there"
             left_out.append(LeftOut(id=source.ref.id, reason=reason))
         else:
-            fitting.append(source)
+            fitting[source.ref.sha256] = shapes
     return fitting, left_out
+
+
+def _those(pool: Sequence[Source], shapes: Shapes) -> list[Source]:
+    """The adapters of a pool that have shapes here."""
+    return [source for source in pool if source.ref.sha256 in shapes]
 
 
 def _by_index(request: SelectRequest, pool: Sequence[Source], settings: Settings) -> Outcome:
@@ -260,7 +264,9 @@ def _by_themselves(request: SelectRequest, pool: Sequence[Source]) -> Outcome:
             [Score(s.ref.sha256, random_score(s.ref.sha256, request.seed)) for s in pool]
         )
     usable, left_out = _usable(request, pool)
-    scores = [Score(s.ref.sha256, float(s.largest_rank(request.base_model))) for s in usable]
+    scores = [
+        Score(s.ref.sha256, float(s.largest_rank(request.base_model))) for s in _those(pool, usable)
+    ]
     return Outcome(scores, left_out)
 
 

@@ -1,5 +1,6 @@
 """Scoring adapters by the rows they answer, each answer kept and never computed twice."""
 
+import functools
 import hashlib
 import json
 import math
@@ -173,6 +174,7 @@ def _key(source: Source) -> str:
     return f"{source.ref.sha256}:{source.config_digest}"
 
 
+@functools.cache
 def _digest(row: Row) -> bytes:
     text = json.dumps([row.input, row.output, row.choices])
     return hashlib.sha256(text.encode()).digest()[:16]

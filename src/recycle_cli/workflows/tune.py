@@ -174,7 +174,8 @@ def _compared_logits(job: Job, base: "BaseModel") -> "Tensor":
 
 def _shares(tuned: "Tuned", job: Job) -> tuple[list[MixedAdapter], dict[str, float]]:
     """How much of each adapter is used, and, as a figure, of the one that the method added."""
-    given, new = tuned.shares()[: len(job.mixed)], tuned.shares()[len(job.mixed) :]
+    shares = tuned.shares()
+    given, new = shares[: len(job.mixed)], shares[len(job.mixed) :]
     mixed = [
         MixedAdapter(
             **source.ref.model_dump(),
