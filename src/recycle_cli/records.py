@@ -753,7 +753,6 @@ DOCUMENTS: dict[str, type[Document]] = {
         BudgetDocument,
         EvaluationDocument,
         StudyDocument,
-        StudyResults,
     )
 }
 
