@@ -534,7 +534,10 @@ class EvaluatedTask(TaskRef):
 class PairedTest(Part):
     """A comparison with a baseline on the same rows.
 
-    `difference` is ours minus the baseline's; `interval` is a paired bootstrap interval at 95 %.
+    `difference` is ours minus the baseline's, over `rows` rows of `tasks` tasks, each task counted
+    alike; `interval` is a paired bootstrap interval at 95 %. `adjusted_p_value` allows for how many
+    comparisons were made. `equivalence_p_value` is that of the difference lying within `margin` to
+    either side of zero, null where that was not asked.
     """
 
     baseline: str
@@ -543,6 +546,11 @@ class PairedTest(Part):
     interval: tuple[float, float]
     p_value: float
     test: str
+    rows: int = 0
+    tasks: int = 1
+    adjusted_p_value: float | None = None
+    equivalence_p_value: float | None = None
+    margin: float | None = None
 
 
 class EvaluationDocument(Document, Run):
@@ -631,11 +639,13 @@ class StudyMean(Part):
 
 
 class Verdict(Part):
-    """The answer in one sentence, and the figures that it rests on."""
+    """The answer in one sentence, and the figures that it rests on; `notes` are sentences beside
+    it."""
 
     kind: str
     sentence: str
     figures: dict[str, float]
+    notes: list[str] = Field(default_factory=list)
 
 
 class StudyComparison(PairedTest):

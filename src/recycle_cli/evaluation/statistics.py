@@ -1,4 +1,4 @@
-"""Estimates and paired tests for right and wrong answers on the same rows."""
+"""Estimates, and paired tests for right and wrong answers on the same rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from recycle_cli.evaluation.differences import Rows, is_right_or_wrong
 from recycle_cli.records import PairedTest
 
 CONFIDENCE = 0.95
@@ -20,12 +21,12 @@ Correct = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share of right answers.
+    """A share of right answers, or a mean of scores.
 
     Args:
-        value: the share, in [0, 1].
+        value: in [0, 1].
         stderr: its standard error.
-        interval: the Wilson interval at 95 %, in [0, 1].
+        interval: the interval at 95 %, in [0, 1].
         rows: how many rows it is over.
     """
 
@@ -56,6 +57,41 @@ def proportion(correct: npt.ArrayLike) -> Estimate:
     return Estimate(right / rows, stderr, (float(interval.low), float(interval.high)), rows)
 
 
+def mean_estimate(scores: npt.ArrayLike) -> Estimate:
+    """The mean score of a task's rows with its uncertainty.
+
+    Right and wrong answers are a `proportion`. The interval of other scores is Student's, cut to
+    [0, 1]; where all are the same and it would have no width, it is that of a share of that size.
+
+    Args:
+        scores: one for each row, in [0, 1], (rows,).
+
+    Raises:
+        ValueError: there are no rows, or they are not scores in one dimension.
+    """
+    rows: Rows = np.asarray(scores, dtype=np.float64)
+    if rows.ndim != 1 or rows.size == 0 or not ((rows >= 0) & (rows <= 1)).all():
+        raise ValueError(f"expected a row of scores from 0 to 1; got the shape {rows.shape}")
+    if is_right_or_wrong(rows):
+        return proportion(rows == 1)
+    mean = float(rows.mean())
+    spread = float(np.std(rows, ddof=1)) if rows.size > 1 else 0.0
+    if spread == 0:
+        return Estimate(mean, 0.0 if rows.size > 1 else 0.5, _wilson(mean, rows.size), rows.size)
+    stderr = spread / float(np.sqrt(rows.size))
+    half = stderr * float(stats.t.ppf((1 + CONFIDENCE) / 2, rows.size - 1))
+    return Estimate(mean, stderr, (max(0.0, mean - half), min(1.0, mean + half)), rows.size)
+
+
+def _wilson(share: float, rows: int) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share that need not be a whole number of rows."""
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    scale = 1 + z**2 / rows
+    centre = (share + z**2 / (2 * rows)) / scale
+    half = z / scale * float(np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2)))
+    return centre - half, centre + half
+
+
 def paired_test(
     ours: npt.ArrayLike, baseline: npt.ArrayLike, baseline_name: str, metric: str
 ) -> PairedTest:
@@ -84,6 +120,7 @@ def paired_test(
         interval=difference_interval(wins, losses, rows),
         p_value=float(stats.binomtest(wins, differing).pvalue) if differing else 1.0,
         test=TEST if differing else TEST_ALL_AGREE,
+        rows=rows,
     )
 
 
@@ -102,10 +139,6 @@ def count_disagreements(ours: npt.ArrayLike, baseline: npt.ArrayLike) -> tuple[i
 def difference_interval(wins: int, losses: int, rows: int) -> tuple[float, float]:
     """The 95 % percentile interval of the paired bootstrap for (wins - losses) / rows.
 
-    A resampled row adds 1, -1 or 0 to the difference, so the distribution that drawing resamples
-    would only approximate is the `rows`-fold convolution of a distribution on three points. It is
-    computed whole, by the Fourier transform: no seed, and no noise from the drawing.
-
     Where no row differs, the bootstrap knows of no uncertainty and would give (0, 0). The
     difference is then bounded by the share of rows that differ, and that share by the exact
     binomial bound (about 3 / rows), to either side.
@@ -115,17 +148,43 @@ def difference_interval(wins: int, losses: int, rows: int) -> tuple[float, float
         losses: rows that only the baseline has right.
         rows: all rows, at least 1 and at least wins + losses.
     """
-    tail = (1 - CONFIDENCE) / 2
     if wins + losses == 0:
-        bound = 1 - (1 - CONFIDENCE) ** (1 / rows)
+        bound = differing_share_bound(0, rows)
         return -bound, bound
-    one_row = np.zeros(2 * rows + 1)
-    one_row[[0, 1, 2]] = losses / rows, 1 - (wins + losses) / rows, wins / rows
-    # Index k of the convolution is the sum k - rows; its 2 rows + 1 values fit without wrapping.
-    masses = np.fft.irfft(np.fft.rfft(one_row) ** rows, n=2 * rows + 1)
+    tail = (1 - CONFIDENCE) / 2
+    masses = difference_masses(wins, losses, rows)
     low = int(np.argmax(np.cumsum(masses) >= tail)) - rows
     high = rows - int(np.argmax(np.cumsum(masses[::-1]) >= tail))
     return low / rows, high / rows
+
+
+def differing_share_bound(differing: int, rows: int) -> float:
+    """The upper bound at 95 % of the share of rows that differ (Clopper and Pearson 1934).
+
+    No difference in means is larger than the share of rows that differ, so it bounds that too.
+    """
+    if differing == rows:
+        return 1.0
+    return float(stats.beta.ppf(CONFIDENCE, differing + 1, rows - differing))
+
+
+def difference_masses(wins: int, losses: int, rows: int) -> Rows:
+    """The distribution of the paired bootstrap: the chance of -rows, ..., rows more wins than
+    losses in a resample, (2 rows + 1,).
+
+    A resampled row adds 1, -1 or 0 to the difference, so the distribution that drawing resamples
+    would only approximate is the `rows`-fold convolution of a distribution on three points. It is
+    computed whole, by the Fourier transform: no seed, and no noise from the drawing.
+
+    Args:
+        wins: rows that only ours has right.
+        losses: rows that only the baseline has right.
+        rows: all rows, at least 1 and at least wins + losses.
+    """
+    one_row = np.zeros(2 * rows + 1)
+    one_row[[0, 1, 2]] = losses / rows, 1 - (wins + losses) / rows, wins / rows
+    # Index k of the convolution is the sum k - rows; its 2 rows + 1 values fit without wrapping.
+    return np.fft.irfft(np.fft.rfft(one_row) ** rows, n=2 * rows + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
