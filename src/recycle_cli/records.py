@@ -725,6 +725,33 @@ class StudyDocument(Document, Run):
     cells: StudyCells
 
 
+class StudyPlanDocument(Document):
+    """What a study would take, told by `--dry-run`.
+
+    `runs` counts what has to be done: rankings, target LoRAs, adapters that are made and scored;
+    `cells` the rows of its table, some of which are the same run, and `reused` the runs that are
+    there already, null where the base model is not at hand to tell. `elapsed_s` is about how long
+    the rest takes with one process, from steps measured on this machine, and null where there is
+    nothing to measure on; `disk_bytes` about what it leaves on the disk.
+    """
+
+    kind: ClassVar[str] = "plan"
+
+    name: str
+    base_model: str
+    tasks: list[str]
+    missing_tasks: dict[str, str]
+    arms: list[str]
+    seeds: list[int]
+    adapters: int | None = None
+    cells: int
+    runs: int
+    reused: int | None = None
+    elapsed_s: float | None = None
+    disk_bytes: int | None = None
+    notes: list[str] = Field(default_factory=list)
+
+
 class StudyCoefficients(Part):
     """Where the coefficients of a mixture went: `values[g][i]` is the mean absolute one of adapter
     i in group g, after the activation; the target LoRA, where there is one, is the last."""
@@ -763,6 +790,7 @@ DOCUMENTS: dict[str, type[Document]] = {
         BudgetDocument,
         EvaluationDocument,
         StudyDocument,
+        StudyPlanDocument,
     )
 }
 

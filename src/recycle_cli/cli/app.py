@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from recycle_cli import __version__
-from recycle_cli.cli import crawl, demo, evaluate, index, merge, select, tune
+from recycle_cli.cli import crawl, demo, evaluate, index, merge, select, study, tune
 from recycle_cli.cli.options import Session
 from recycle_cli.cli.output import print_error
 from recycle_cli.errors import ExitCode, RecycleError
@@ -103,6 +103,7 @@ app.command("select")(guarded(select.select))
 app.command("merge")(guarded(merge.merge))
 app.command("tune")(guarded(tune.tune))
 app.command("eval")(guarded(evaluate.evaluate))
+app.add_typer(study.make_app(guarded), name="study")
 app.command("demo")(guarded(demo.demo))
 
 

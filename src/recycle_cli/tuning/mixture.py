@@ -182,6 +182,10 @@ class Mixture(Tuned):
             mean.index_add_(0, owner, gate).div_(counts)
         return means
 
+    def by_module(self) -> Mapping[str, Tensor]:
+        """See `Tuned`."""
+        return dict(zip(self.owners, self.activated(), strict=True))
+
     def shares(self) -> list[Share]:
         """See `Tuned`."""
         there = [torch.bincount(o, minlength=self.adapters) > 0 for o in self.owners.values()]

@@ -80,6 +80,11 @@ class Tuned(nn.Module, abc.ABC):
     def shares(self) -> list[Share]:
         """How much of each adapter is used, in their order."""
 
+    def by_module(self) -> Mapping[str, Tensor]:
+        """The mean of each adapter's coefficients after the activation, (adapters,), by module
+        path; zero where an adapter lacks the module. Empty where there are no coefficients."""
+        return {}
+
     @abc.abstractmethod
     def result(self) -> ModelUpdate | RoutedAdapter:
         """What was trained, as it stands: the one LoRA that equals it, or a routed adapter where

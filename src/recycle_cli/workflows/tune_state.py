@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from recycle_cli.workflows.tune_job import Job
 
 MIXTURE_FILE = "mixture.safetensors"
+COEFFICIENTS_FILE = "coefficients.json"
+DIGITS = 6
 DIFFERS = {"method": "another method", "adapters": "other adapters or their order"}
 
 
@@ -63,7 +65,8 @@ def store_of(job: "Job", settings: Mapping[str, Any]) -> "Store":
 
 
 def write_mixture(job: "Job", tuned: "Tuned") -> None:
-    """Writes the trained numbers by name, and what they are about, beside the adapter.
+    """Writes the trained numbers by name, and what they are about, beside the adapter; and what
+    the coefficients came to in each module, for people and plots.
 
     Raises:
         OSError: the disk refused.
@@ -71,6 +74,16 @@ def write_mixture(job: "Job", tuned: "Tuned") -> None:
     from recycle_cli.lora.folder import save_tensors
 
     save_tensors(tuned.state(), job.folder / MIXTURE_FILE, {"format": "pt", **_about(job)})
+    by_module = tuned.by_module()
+    if by_module:
+        fields = {
+            "adapters": [source.ref.id for source in job.mixed],
+            "modules": {
+                path: [round(number, DIGITS) for number in numbers.tolist()[: len(job.mixed)]]
+                for path, numbers in by_module.items()
+            },
+        }
+        (job.folder / COEFFICIENTS_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
 def start_from(job: "Job", folder: Path, tuned: "Tuned") -> None:

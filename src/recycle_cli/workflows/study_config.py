@@ -1,0 +1,271 @@
+"""What a study compares: the fields of its YAML file, or of the flags that stand for one."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recycle_cli.errors import InputError, unknown_name
+from recycle_cli.lora.base_names import EMBEDDED_NAME
+from recycle_cli.merging.catalog import METHODS as MERGES
+from recycle_cli.merging.catalog import find_merge_method
+from recycle_cli.parameters import Value
+from recycle_cli.selection.catalog import find_selection_method
+from recycle_cli.tuning.catalog import METHODS as TUNINGS
+from recycle_cli.tuning.catalog import Pace, find_tuning_method
+
+Control = Literal["random", "rescale", "single"]
+Keep = Literal["target", "best", "all", "none"]
+PACE = tuple(Pace.__dataclass_fields__)
+HINT = "see docs/study.md for the fields of a study"
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MethodChoice(_Fields):
+    """A method of `tune` or `merge`, with what it does not leave at its defaults: parameters, and,
+    for `tune`, the pace."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    method: str
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not left at its defaults."""
+        return dict(self.model_extra or {})
+
+    @property
+    def parameters(self) -> dict[str, Value]:
+        """Of the method itself."""
+        return {name: value for name, value in self.given.items() if name not in PACE}
+
+    @property
+    def pace(self) -> dict[str, Any]:
+        """How long and how fast it trains."""
+        return {name: value for name, value in self.given.items() if name in PACE}
+
+    @property
+    def merges(self) -> bool:
+        """Whether it needs no data."""
+        return self.method in MERGES and self.method not in TUNINGS
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return ",".join([self.method, *(f"{key}={value}" for key, value in self.given.items())])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.merges:
+            if self.pace:
+                raise ValueError(f"{self.method} does not train: leave out {next(iter(self.pace))}")
+            find_merge_method(self.method).settings(self.parameters)
+            return self
+        if self.method not in TUNINGS:
+            mixing = [m.name for m in TUNINGS.values() if m.takes == "adapters"]
+            raise unknown_name("method", self.method, [*mixing, *MERGES])
+        found = find_tuning_method(self.method)
+        if found.takes != "adapters":
+            raise ValueError(f"{self.method} takes no adapters; it is run as a control or a target")
+        found.settings(self.parameters, True, False)
+        return self
+
+
+class GridBlock(_Fields):
+    """Every combination of its lists is an arm.
+
+    Args:
+        methods: of `tune` and `merge`.
+        selection: how the adapters that they are given are chosen: methods of `select`.
+        k: how many.
+        with_target: beside the target LoRA, or without.
+        controls: `random`: each method of `tune` also with random adapters in the place of the
+            real ones; `rescale`: the target LoRA rescaled alone; `single`: the adapter that the
+            selection puts first, as it is.
+    """
+
+    methods: tuple[MethodChoice, ...] = Field(min_length=1)
+    selection: tuple[str, ...] = Field(("evaluation",), min_length=1)
+    k: tuple[Count, ...] = Field((10,), min_length=1)
+    with_target: tuple[bool, ...] = Field((False, True), min_length=1)
+    controls: tuple[Control, ...] = ("random", "rescale", "single")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.selection:
+            find_selection_method(name)
+        return self
+
+
+class TargetChoice(_Fields):
+    """The target LoRA: its shape and pace; None leaves them at the paper's (arXiv 2602.12323)."""
+
+    rank: Count | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ()
+    lr: float | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    eval_every: Count | None = None
+    patience: Count | None = None
+
+    @property
+    def pace(self) -> dict[str, Any]:
+        """What is said of its pace."""
+        return {name: value for name in PACE if (value := getattr(self, name)) is not None}
+
+
+class PoolChoice(_Fields):
+    """Which adapters of the index are chosen from: all of the base model, unless more is asked.
+
+    Args:
+        ids_from: a file of Hub ids, one a line: these alone.
+        folder: those that were found in this folder.
+        search, author, license, source, min_rank, max_rank, target_module: as of `index list`.
+    """
+
+    ids_from: str | None = None
+    folder: str | None = None
+    search: str | None = None
+    author: str | None = None
+    license: str | None = None
+    source: Literal["hub", "folder"] | None = None
+    min_rank: Count | None = None
+    max_rank: Count | None = None
+    target_module: str | None = None
+
+
+class StudyConfig(_Fields):
+    """A study.
+
+    Args:
+        name: what its report is headed.
+        base_model: as of every command.
+        tasks: paths as `--task` takes them, from the file's folder; or the fields of a task.yaml.
+        missing_tasks: tasks that belong to the study and cannot be had, by name, with the reason.
+        pool: which adapters are chosen from.
+        rows: how many of a task's training rows may be used, validation rows included.
+        test_rows: how many test rows are scored, the first ones; all with None.
+        seeds: of the split, the order of rows, what is drawn.
+        target: the target LoRA.
+        pace: of all that is trained but the target LoRA, unless a method says otherwise.
+        grid: what is compared.
+        allow_overlap: accept test rows that are training rows too.
+        score_on: what selections that score rows see: the training part, or all rows as the paper.
+        max_new_tokens: the longest answer that is generated.
+        keep: which adapters stay on disk: the target LoRAs (`target`), the best of each task too
+            (`best`), `all`, or `none`.
+        margin: how many points apart still counts as equal.
+        max_memory: bytes that training may take beyond the model.
+        fast: less than it should be for figures that are to be relied on; its report says so.
+    """
+
+    name: str = "study"
+    base_model: str = EMBEDDED_NAME
+    tasks: tuple[str | dict[str, Any], ...] = Field(min_length=1)
+    missing_tasks: dict[str, str] = Field(default_factory=dict)
+    pool: PoolChoice = PoolChoice()
+    rows: Count | None = 100
+    test_rows: Count | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
+    target: TargetChoice = TargetChoice()
+    pace: dict[str, Any] = Field(default_factory=dict)
+    grid: tuple[GridBlock, ...] = Field(min_length=1)
+    allow_overlap: bool = False
+    score_on: Literal["train", "all"] = "train"
+    max_new_tokens: Count = 30
+    keep: Keep = "best"
+    margin: float = Field(1.0, gt=0, lt=100)
+    max_memory: Count | None = None
+    fast: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.pace:
+            if name not in PACE:
+                raise unknown_name("field of pace", name, PACE)
+        for field in ("tasks", "seeds"):
+            values = [str(value) for value in getattr(self, field)]
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field} names something twice")
+        return self
+
+
+def config_of(fields: dict[str, Any], where: str) -> StudyConfig:
+    """The study that some fields describe.
+
+    Args:
+        fields: as of `StudyConfig`.
+        where: how errors name their source.
+
+    Raises:
+        InputError: a field is unknown, missing, or holds what it cannot.
+    """
+    try:
+        return StudyConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"]) or "a field"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {field}: {message}", HINT) from error
+
+
+def read_config(path: Path, instead: dict[str, Any] | None = None) -> StudyConfig:
+    """The study that a YAML file describes.
+
+    Args:
+        path: the file; the paths in it are taken from its folder.
+        instead: fields that take the place of the file's.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or `config_of` refuses its fields.
+    """
+    import yaml
+
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} cannot be read: {error}", "name a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where} is not YAML", HINT) from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} does not hold fields", HINT)
+    return config_of({**_anchored(fields, path.absolute().parent), **(instead or {})}, str(path))
+
+
+def _anchored(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields with paths that do not hang on where the command runs."""
+    found = dict(fields)
+    tasks, pool = found.get("tasks"), found.get("pool")
+    if isinstance(tasks, list):
+        found["tasks"] = [_at(folder, task) for task in tasks]
+    if isinstance(pool, dict):
+        places = {key: _at(folder, pool[key]) for key in ("ids_from", "folder") if key in pool}
+        found["pool"] = {**pool, **places}
+    return found
+
+
+def _at(folder: Path, value: Any) -> Any:
+    """A path from a folder; what is no path that exists there stays as it is."""
+    if not isinstance(value, str):
+        return value
+    path = Path(os.path.expandvars(value)).expanduser()
+    return str(folder / path) if (folder / path).exists() else value
