@@ -86,11 +86,12 @@ def task_sign_flips(
     p_values = flipped[0]
     adjusted = np.empty_like(p_values)
     smallest = np.ones(means.shape[0])
-    for method in np.argsort(-p_values, kind="stable"):
+    worst_first = np.argsort(-p_values, kind="stable")
+    for method in worst_first:
         smallest = np.minimum(smallest, flipped[:, method])
         adjusted[method] = np.mean(smallest <= p_values[method] + TOLERANCE)
-    order = np.argsort(p_values, kind="stable")
-    adjusted[order] = np.maximum.accumulate(adjusted[order])
+    best_first = worst_first[::-1]
+    adjusted[best_first] = np.maximum.accumulate(adjusted[best_first])
     return p_values.tolist(), adjusted.tolist()
 
 
