@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 RUNS = "runs"
 CONFIG_FILE = "study.yaml"
 RESULTS_FILE = "results.json"
+REPORT_FILES = ("report.html", "report.md", "results.csv", RESULTS_FILE)
+FILES = {RUNS, CONFIG_FILE, RECORD_FILE, *REPORT_FILES}
+"""What a study writes into its folder."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,12 @@ class _Words:
     def __init__(self, config: StudyConfig) -> None:
         self.selections = {name for block in config.grid for name in block.selection}
         self.counts = {count for block in config.grid for count in block.k}
+        self.choices = {choice.name: choice for block in config.grid for choice in block.methods}
+
+    def name(self, choice: MethodChoice) -> str:
+        """Of a method; with its settings where it is run with others too."""
+        alone = sum(one.method == choice.method for one in self.choices.values()) == 1
+        return choice.method if alone else choice.name
 
     def suffix(self, selection: str, k: int) -> str:
         by_count = f" k={k}" if len(self.counts) > 1 else ""
@@ -100,8 +106,8 @@ def _block_arms(block: GridBlock, config: StudyConfig, words: _Words) -> Iterato
         for choice, with_target in product(block.methods, block.with_target):
             suffix = words.suffix(selection, k)
             arm = Arm(
-                name=f"{choice.name}{'+target' if with_target else ''}{suffix}",
-                label=f"{choice.method} of recycled adapters"
+                name=f"{words.name(choice)}{'+target' if with_target else ''}{suffix}",
+                label=f"{words.name(choice)} of recycled adapters"
                 f"{' with the target LoRA' if with_target else ''}{suffix}",
                 role="recycled",
                 choice=choice,

@@ -20,7 +20,7 @@ from recycle_cli.records import (
     StudyTask,
 )
 from recycle_cli.workflows.provenance import Clock
-from recycle_cli.workflows.study_arms import BASE, TARGET, Arm
+from recycle_cli.workflows.study_arms import TARGET, Arm
 from recycle_cli.workflows.study_graph import Node, failures
 from recycle_cli.workflows.study_plan import Plan
 from recycle_cli.workflows.study_runs import Cell
@@ -306,12 +306,13 @@ def _best_adapter(plan: Plan) -> str | None:
 
 
 def best_of(plan: Plan, task: str) -> str | None:
-    """The folder of the adapter with the lowest validation loss on a task, controls apart."""
+    """The folder of the adapter with the lowest validation loss on a task, controls apart; of
+    those with the first seed, since another one validates on other rows."""
     found: list[tuple[float, str]] = []
     for (arm, name, seed), node in _finished(plan):
-        if name == task and arm.role in ("target", "recycled"):
-            loss = _made(plan, node, task, seed).get("best", {}).get("valid_loss")
-            path = _made(plan, node, task, seed).get("path")
+        if (name, seed) == (task, plan.config.seeds[0]) and arm.role in ("target", "recycled"):
+            made = _made(plan, node, task, seed)
+            loss, path = made.get("best", {}).get("valid_loss"), made.get("path")
             if loss is not None and path:
                 found.append((loss, path))
     return min(found)[1] if found else None
@@ -348,5 +349,3 @@ def unused(plan: Plan, keep: str) -> list[Node]:
             found.append(node)
     return found
 
-
-__all__ = ["BASE", "best_of", "conclude", "unused"]

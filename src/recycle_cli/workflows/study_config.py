@@ -56,8 +56,9 @@ class MethodChoice(_Fields):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
-        return ",".join([self.method, *(f"{key}={value}" for key, value in self.given.items())])
+        """It and its settings, in words."""
+        given = ", ".join(f"{key}={value}" for key, value in self.given.items())
+        return f"{self.method} ({given})" if given else self.method
 
     @model_validator(mode="before")
     @classmethod

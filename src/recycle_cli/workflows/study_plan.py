@@ -72,9 +72,28 @@ def find_pool(choice: PoolChoice, base_model: str, settings: Settings) -> tuple[
         search=choice.search,
     )
     pool = pool_of(base_model, settings, query)
+    if choice.folder is not None:
+        pool = _below(pool, Path(choice.folder).absolute(), base_model, settings)
     if choice.ids_from is not None:
         pool = _named(pool, read_ids(Path(choice.ids_from)), choice.ids_from)
     return tuple(sorted(pool, key=lambda source: source.ref.sha256))
+
+
+def _below(
+    pool: Sequence[Source], folder: Path, base_model: str, settings: Settings
+) -> list[Source]:
+    """Those of a pool that were found below a folder."""
+    from recycle_cli.store.catalog import AdapterQuery, Catalog
+
+    with Catalog(settings.catalog_file) as catalog:
+        rows = catalog.query(AdapterQuery(base_model=base_model, source="folder"))
+    there = {row.sha256 for row in rows if Path(row.origin).is_relative_to(folder)}
+    found = [source for source in pool if source.ref.sha256 in there]
+    if not found:
+        raise InputError(
+            f"the index holds no adapter from {folder}", f"crawl it first: recycle crawl {folder}"
+        )
+    return found
 
 
 def _named(pool: Sequence[Source], ids: Sequence[str], where: str) -> list[Source]:

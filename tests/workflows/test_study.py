@@ -1,0 +1,385 @@
+"""A study: its runs are done once, in any order, by anybody, and come out the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.adapters import write_peft_adapter
+from support.tasks import write_task
+
+from recycle_cli.engine.base_model import linear_shapes
+from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.progress import Silent
+from recycle_cli.records import StudyResults
+from recycle_cli.settings import Settings
+from recycle_cli.workflows.crawl import crawl
+from recycle_cli.workflows.crawl_request import CrawlRequest
+from recycle_cli.workflows.study import StudyRequest, check_study, report, study
+from recycle_cli.workflows.study_arms import arms_of
+from recycle_cli.workflows.study_config import StudyConfig, config_of
+
+MEASURED = {"elapsed_s", "scored_s", "passes", "peak_memory_bytes", "path", "adapter", "command"}
+RUN_AGAIN = "from recycle_cli.cli.app import main; main()"
+Fields = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def settings(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home whose index holds five adapters of the pico model."""
+    place = tmp_path_factory.mktemp("study")
+    settings = Settings(place / "home", True, "float32", "cpu")
+    for seed in range(5):
+        write_peft_adapter(place / f"pool/org/a{seed}", pico_folder, seed)
+    shapes = linear_shapes(str(pico_folder), settings)
+    list(crawl(CrawlRequest(place / "pool", str(pico_folder)), settings, shapes))
+    return settings
+
+
+@pytest.fixture(scope="module")
+def fields(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fields:
+    place = tmp_path_factory.mktemp("tasks")
+    return {
+        "base_model": str(pico_folder),
+        "tasks": [str(write_task(place / "first")), str(write_task(place / "second", train=30))],
+        "rows": 30,
+        "test_rows": 30,
+        "seeds": [0, 1],
+        "target": {"rank": 2, "alpha": 4, "steps": 4, "lr": 0.01},
+        "pace": {"steps": 4},
+        "grid": [{"methods": ["recycle", "average"], "k": [2, 4]}],
+    }
+
+
+def run(
+    fields: Fields, settings: Settings, out: Path, other: Fields | None = None, **how: Any
+) -> StudyResults:
+    config = config_of({**fields, **(other or {})}, "test")
+    request = StudyRequest(config, out, threads=1, **how)
+    return study(request, check_study(request, settings), settings, Silent())
+
+
+@pytest.fixture(scope="module")
+def done(fields: Fields, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that nothing disturbed."""
+    out = tmp_path_factory.mktemp("done") / "study"
+    run(fields, settings, out)
+    return out
+
+
+def results(folder: Path) -> Any:
+    """What a study found, without what differs from run to run."""
+    return stable(json.loads((folder / "results.json").read_text()))
+
+
+def stable(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: stable(one) for name, one in value.items() if name not in MEASURED}
+        kept.pop("cells", None)  # of the whole study: how many were done now
+        return kept
+    return [stable(one) for one in value] if isinstance(value, list) else value
+
+
+def runs_of(folder: Path) -> dict[str, float]:
+    return {file.parent.name: file.stat().st_mtime for file in folder.glob("runs/*/run.json")}
+
+
+def test_every_cell_has_a_row(done: Path, fields: Fields) -> None:
+    document = json.loads((done / "recycle.json").read_text())
+    arms = [arm.name for arm in arms_of(config_of(fields, "test"))]
+    assert {"base", "target", "rescaled-target", "single", "recycle k=2"} <= set(arms)
+    assert {"random recycle+target k=4", "average+target k=2"} <= set(arms)
+    assert "random average k=2" not in arms  # there is nothing random about a plain average's twin
+    expected = {
+        (arm, task, seed) for arm in arms for task in ("first", "second") for seed in (0, 1)
+    }
+    found = [(row["method"], row["task"], row["seed"]) for row in document["table"]]
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    cells = document["cells"]
+    assert cells["failed"] == 0
+    # With the second seed the base model is as with the first, and so is what stands alone if the
+    # ranking puts the same adapter first.
+    assert cells["reused"] >= 2
+    assert cells["done"] + cells["reused"] == len(expected)
+
+
+def test_rows_are_those_of_the_commands_themselves(done: Path, settings: Settings) -> None:
+    """A cell's adapter, made again by the command that its record names, is the same."""
+    from recycle_cli.lora.folder import weights_sha256
+
+    document = json.loads((done / "recycle.json").read_text())
+    row = next(r for r in document["table"] if r["method"] == "target" and r["path"] is None)
+    assert row["valid_loss"] is not None
+    target = next(done.glob("runs/*/adapter/recycle.json"))
+    made = json.loads(target.read_text())
+    words = [*made["command"][1:-1], str(done.parent / "again")]
+    environment = {
+        **os.environ,
+        "RECYCLE_HOME": str(settings.home),
+        "OMP_NUM_THREADS": "1",
+    }
+    subprocess.run(
+        [sys.executable, "-m", "recycle_cli", *words, "-q"][:3] + words,
+        env=environment,
+        check=True,
+        capture_output=True,
+        cwd=Path.cwd(),
+    )
+    assert weights_sha256(done.parent / "again") == made["sha256"]
+
+
+def test_a_second_run_does_nothing_again(
+    done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done, tmp_path / "study")
+    before = runs_of(out)
+    found = run(fields, settings, out)
+    assert runs_of(out) == before
+    assert found.study.cells.done == 0
+    assert results(out) == results(done)
+
+
+def test_more_of_a_study_runs_only_what_is_new(
+    done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done, tmp_path / "study")
+    grid = [
+        *fields["grid"],
+        {"methods": ["ties"], "k": [2], "with_target": [False], "controls": []},
+    ]
+    found = run(fields, settings, out, {"grid": grid})
+    assert found.study.cells.done == 4  # two tasks, two seeds
+    assert len(runs_of(out)) == len(runs_of(done)) + 4
+
+
+def test_runs_of_another_study_are_taken(
+    done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    found = run(fields, settings, tmp_path / "study", reuse=(done,))
+    assert found.study.cells.done == 0
+    assert not runs_of(tmp_path / "study")
+
+
+def test_two_processes_find_what_one_finds(
+    done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    run(fields, settings, tmp_path / "study", jobs=2)
+    assert results(tmp_path / "study") == results(done)
+    assert runs_of(tmp_path / "study").keys() == runs_of(done).keys()
+
+
+def test_a_killed_study_goes_on(
+    done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    """SIGKILL at two moments; each time the next run takes what was finished."""
+    import yaml
+
+    out, config = tmp_path / "study", tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(fields))
+    words = ["--offline", "study", "--config", str(config), "--out", str(out), "--threads", "1"]
+    environment = {**os.environ, "RECYCLE_HOME": str(settings.home)}
+    finished = 0
+    for wanted in (2, 20):
+        with subprocess.Popen(
+            [sys.executable, "-m", "recycle_cli", *words],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            until = time.monotonic() + 120
+            while len(runs_of(out)) < wanted and time.monotonic() < until:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert len(runs_of(out)) >= max(wanted, finished)
+        assert not (out / "report.html").exists()
+        finished = len(runs_of(out))
+    before = runs_of(out)
+    run(fields, settings, out)
+    after = runs_of(out)
+    assert {key: after[key] for key in before} == before
+    assert results(out) == results(done)
+
+
+def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    """A rate that no training survives."""
+    grid = [
+        {
+            "methods": ["average", {"method": "adamerging", "lr": 1e30, "max_grad_norm": 1e30}],
+            "k": [2],
+            "with_target": [False],
+            "controls": [],
+        }
+    ]
+    found = run(fields, settings, tmp_path / "study", {"grid": grid, "seeds": [0]}).study
+    failed = {(failure.method, failure.task) for failure in found.failures}
+    name = next(arm.name for arm in found.arms if arm.method == "adamerging")
+    assert failed == {(name, "first"), (name, "second")}
+    assert all("loss" in f.error for f in found.failures), found.failures
+    assert found.cells.failed == 2
+    assert {row.method for row in found.table} == {"base", "target", "average"}
+
+
+def test_what_hangs_on_a_failed_target_fails_with_its_reason(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    target = {**fields["target"], "lr": 1e30, "max_grad_norm": 1e30}
+    found = run(fields, settings, tmp_path / "study", {"target": target, "seeds": [0]}).study
+    without = {row.method for row in found.table}
+    assert "target" not in without
+    assert {"base", "recycle k=2", "average k=4"} <= without
+    assert all(f.error.startswith("target LoRA of ") for f in found.failures)
+    assert found.verdict.kind == "incomplete"
+
+
+def test_a_study_of_which_nothing_can_be_done_is_an_error(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    request = StudyRequest(config_of(fields, "test"), tmp_path / "study")
+    material = check_study(request, settings)
+    broken = replace(settings, device="cpu", dtype="float16x")
+    with pytest.raises(RecycleError):
+        study(request, material, broken, Silent())
+
+
+def adapters_in(folder: Path) -> set[str]:
+    return {file.parent.parent.name for file in folder.glob("runs/*/adapter/recycle.json")}
+
+
+@pytest.mark.parametrize("keep", ["all", "target", "none"])
+def test_what_is_kept(
+    keep: str, done: Path, fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    found = run(fields, settings, tmp_path / "study", {"keep": keep, "seeds": [0]}).study
+    kept = adapters_in(tmp_path / "study")
+    targets = 2
+    made = sum(arm.role not in ("base", "target", "single") for arm in found.arms) * 2
+    assert len(kept) == {"all": targets + made, "target": targets, "none": 0}[keep]
+
+
+def test_the_best_of_each_task_is_kept(done: Path) -> None:
+    document = json.loads((done / "recycle.json").read_text())
+    assert Path(document["adapter"]).is_dir()
+    losses = {
+        (row["method"], row["task"]): row["valid_loss"]
+        for row in document["table"]
+        if row["seed"] == 0 and row["valid_loss"] is not None
+    }
+    rivals = {
+        place: loss
+        for place, loss in losses.items()
+        if "random" not in place[0] and place[0] != "rescaled-target" and place[1] == "first"
+    }
+    made = json.loads(Path(document["adapter"], "recycle.json").read_text())
+    assert made["best"]["valid_loss"] == min(rivals.values())
+
+
+def test_the_report_is_written_again_without_running(done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "study")
+    shutil.rmtree(out / "runs")
+    before = {file.name: file.read_bytes() for file in out.glob("re*.*") if file.suffix != ".json"}
+    assert {"report.html", "report.md", "results.csv"} <= set(before)
+    for name in before:
+        (out / name).unlink()
+    report(out)
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_coefficients_are_told_by_module(done: Path) -> None:
+    found = json.loads((done / "results.json").read_text())["coefficients"]
+    assert {one["method"] for one in found} >= {"recycle k=2", "recycle+target k=4"}
+    for one in found:
+        assert len(one["values"]) == len(one["groups"])
+        assert {len(row) for row in one["values"]} == {len(one["adapters"])}
+        assert all(number >= 0 for row in one["values"] for number in row)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seeds": [0, 0]}, "names something twice"),
+        ({"stpes": 3}, "stpes"),
+        ({"grid": [{"methods": ["recycel"]}]}, "recycle"),
+        ({"grid": [{"methods": ["rescale"]}]}, "takes no adapters"),
+        ({"grid": [{"methods": [{"method": "ties", "steps": 3}]}]}, "does not train"),
+        ({"grid": [{"methods": [{"method": "ties", "density": 7}]}]}, "density"),
+        ({"grid": [{"methods": ["recycle"], "selection": ["evaluaton"]}]}, "evaluation"),
+        ({"grid": [{"methods": ["recycle"], "k": [0]}]}, "greater than or equal to 1"),
+        ({"pace": {"stepz": 3}}, "steps"),
+        ({"margin": 0}, "margin"),
+    ],
+)
+def test_refused_by_name(fields: Fields, other: Fields, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config_of({**fields, **other}, "test")
+    assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_refused_before_anything_runs(fields: Fields, settings: Settings, tmp_path: Path) -> None:
+    def refused(other: Fields, out: Path = tmp_path / "study", **how: Any) -> str:
+        config = config_of({**fields, **other}, "test")
+        with pytest.raises(RecycleError) as caught:
+            check_study(StudyRequest(config, out, **how), settings)
+        return f"{caught.value.message} {caught.value.hint}"
+
+    assert "k is 9" in refused({"grid": [{"methods": ["recycle"], "k": [9]}]})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    assert "no study wrote" in refused({}, tmp_path / "full")
+    assert "no folder of a study" in refused({}, reuse=(tmp_path / "full",))
+    assert "--jobs and --ray" in refused({}, jobs=2, ray="auto")
+    leaky = write_task(tmp_path / "leaky")
+    rows = (leaky / "train.jsonl").read_text().splitlines(keepends=True)
+    (leaky / "test.jsonl").write_text("".join(rows[:3]))
+    assert "3 test rows" in refused({"tasks": [str(leaky)]})
+    twin = shutil.copytree(leaky, tmp_path / "other/leaky")
+    assert "two tasks" in refused({"tasks": [str(leaky), str(twin)], "allow_overlap": True})
+
+
+def test_two_studies_do_not_share_a_folder(done: Path, fields: Fields, settings: Settings) -> None:
+    request = StudyRequest(config_of(fields, "test"), done)
+    with request.store().locked(), pytest.raises(InputError, match="another study"):
+        run(fields, settings, done)
+
+
+def names(config: StudyConfig) -> list[str]:
+    return [arm.name for arm in arms_of(config)]
+
+
+def arm_config(fields: Fields, *grid: Fields) -> StudyConfig:
+    return config_of({**fields, "grid": list(grid)}, "test")
+
+
+def unique(values: Iterable[str]) -> bool:
+    found = list(values)
+    return len(set(found)) == len(found)
+
+
+def test_arms_that_two_blocks_ask_for_are_one(fields: Fields) -> None:
+    plain: Fields = {"methods": ["recycle"], "controls": []}
+    both = arm_config(fields, plain, {"methods": ["recycle"], "controls": ["random"]})
+    assert unique(names(both))
+    (arm,) = [arm for arm in arms_of(both) if arm.name == "recycle"]
+    assert arm.control == "random recycle"
+
+
+def test_settings_tell_arms_apart(fields: Fields) -> None:
+    methods = [
+        "recycle",
+        {"method": "recycle", "granularity": "layer"},
+        {"method": "recycle", "lr": 0.1},
+    ]
+    config = arm_config(fields, {"methods": methods, "selection": ["random", "rank"], "k": [2, 3]})
+    assert unique(names(config))
+    assert len(names(config)) == 2 + 3 * 2 * 2 * 2 * 2 + 2 + 1
