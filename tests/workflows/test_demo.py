@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 from recycle_cli.cli.app import app
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.errors import InputError, RecycleError
-from recycle_cli.evaluation.verdict import Method
 from recycle_cli.progress import Silent
 from recycle_cli.records import StudyDocument, TuneDocument, read_documents
 from recycle_cli.settings import Settings
 from recycle_cli.workflows import demo as workflow
-from recycle_cli.workflows.demo import DemoRequest, Extent, check_demo, demo
+from recycle_cli.workflows.demo import ARMS, DemoRequest, Extent, Method, check_demo, demo
 
 TASK = "hotel_reviews"
 TINY = Extent(rows=30, test_rows=24, k=2, lora_steps=6, steps=4, eval_every=2)
@@ -63,6 +62,7 @@ def test_the_demo_makes_scores_and_records_every_method(
     assert [row.p_value_against_target is None for row in document.table] == [
         method is Method.TARGET for method in Method
     ]
+    assert [arm.name for arm in ARMS] == list(Method)
     assert document.verdict.figures["rows"] == TINY.test_rows
     (recorded,) = read_documents((tmp_path / "out/recycle.json").open())
     assert recorded == document

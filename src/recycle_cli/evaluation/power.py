@@ -44,10 +44,15 @@ def rows_needed_to_match(spread: float, margin: float, power: float = POWER) -> 
         margin: more than 0.
         power: in (0, 1).
     """
-    z = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + power) / 2)
-    by_spread = math.ceil(spread * (z / margin) ** 2)
     # Where hardly a row differs, so many are needed to bound the share of those that do.
-    return max(by_spread, math.ceil(math.log(ALPHA) / math.log1p(-margin)))
+    fewest = math.ceil(math.log(ALPHA) / math.log1p(-margin))
+    return max(fewest, tasks_needed_to_match(spread, margin, power))
+
+
+def tasks_needed_to_match(spread: float, margin: float, power: float = POWER) -> int:
+    """The same where what is counted is tasks, by the mean squared difference of a task."""
+    z = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + power) / 2)
+    return max(2, math.ceil(spread * (z / margin) ** 2))
 
 
 def moments(tasks: Sequence[Rows]) -> tuple[float, float]:

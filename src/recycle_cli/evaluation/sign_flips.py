@@ -2,7 +2,7 @@
 be the other one, and under the null hypothesis either is as likely (Fisher 1935)."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +55,17 @@ def _all_sums(sizes: Rows, counts: npt.NDArray[np.intp]) -> tuple[Rows, Rows] | 
     for size, count in zip(sizes, counts, strict=True):
         if sums.size * (count + 1) > EXACT_SUMS:
             return None
-        positive = np.arange(count + 1)
-        reached = np.add.outer(sums, size * (2 * positive - count)).ravel()
-        weights = np.multiply.outer(chances, stats.binom.pmf(positive, count, 0.5)).ravel()
+        reached = np.add.outer(sums, size * np.arange(-count, count + 1, 2)).ravel()
+        weights = np.multiply.outer(chances, _fair_coins(int(count))).ravel()
         sums, place = np.unique(np.round(reached, 9), return_inverse=True)
         chances = np.asarray(np.bincount(place, weights), dtype=np.float64)
     return sums, chances
+
+
+@lru_cache(maxsize=1024)
+def _fair_coins(count: int) -> Rows:
+    """The chance of each number of heads, (count + 1,)."""
+    return np.asarray(stats.binom.pmf(np.arange(count + 1), count, 0.5))
 
 
 def task_sign_flips(

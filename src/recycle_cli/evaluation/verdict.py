@@ -1,76 +1,47 @@
-"""Did recycling help? One answer, from what each method got right on the same rows.
+"""Did recycling help? One answer, from what each arm scored on the same rows.
 
 The paper behind this package (arXiv 2602.12323) found that adapters with random weights, merged
-adaptively beside the target LoRA, often do as well as recycled ones. So "recycling helped" takes
-more here than a better score than the target LoRA's: the same variant must also beat random
-adapters merged in the same way, and the target LoRA rescaled alone where that was run.
+adaptively beside the target LoRA, often do as well as recycled ones. So "recycling beats your own
+LoRA" takes more here than a better score: the same arm must also beat random adapters merged in the
+same way, and the target LoRA rescaled alone, where those were run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
-import numpy.typing as npt
-
-from recycle_cli.evaluation.statistics import as_flags, few_rows_warning, holm, paired_test
+from recycle_cli.evaluation import wording
+from recycle_cli.evaluation.arms import Arm, Role
+from recycle_cli.evaluation.bootstrap import MANY_TASKS, RESAMPLES
+from recycle_cli.evaluation.comparison import MARGIN
+from recycle_cli.evaluation.differences import Scores
+from recycle_cli.evaluation.evidence import ALPHA, Design, Evidence, Pair
+from recycle_cli.evaluation.relevance import Relevant, relevant_adapters
+from recycle_cli.evaluation.statistics import few_rows_warning
 from recycle_cli.records import PairedTest, Verdict
 
-ALPHA = 0.05
-
-
-class Method(StrEnum):
-    """The methods that a verdict compares, as study tables name them."""
-
-    BASE = "base"
-    TARGET = "target"
-    AVERAGE = "average"
-    RECYCLED = "recycled"
-    RECYCLED_TARGET = "recycled+target"
-    CONTROL = "control"
-    CONTROL_TARGET = "control+target"
-    RESCALED = "rescaled-target"
-
-    @property
-    def label(self) -> str:
-        """What people read in place of the name."""
-        return LABELS[self]
-
-
-LABELS: dict[Method, str] = {
-    Method.BASE: "the base model",
-    Method.TARGET: "the target LoRA",
-    Method.AVERAGE: "the plain average of the recycled adapters",
-    Method.RECYCLED: "recycled adapters",
-    Method.RECYCLED_TARGET: "recycled adapters with the target LoRA",
-    Method.CONTROL: "random adapters",
-    Method.CONTROL_TARGET: "random adapters with the target LoRA",
-    Method.RESCALED: "the target LoRA rescaled alone",
-}
-
-# Each recycled variant with its own control: the same method with adapters of random weights. The
-# target LoRA must stand on both sides, or its worth would be counted as that of recycling.
-MATCHED_CONTROL: dict[Method, Method] = {
-    Method.RECYCLED: Method.CONTROL,
-    Method.RECYCLED_TARGET: Method.CONTROL_TARGET,
-}
-CONTROLS = (Method.CONTROL, Method.CONTROL_TARGET, Method.RESCALED)
+__all__ = ["ALPHA", "Arm", "Decision", "Role", "VerdictKind", "decide"]
 
 
 class VerdictKind(StrEnum):
-    """What a verdict can say, from the most welcome to none at all."""
+    """What a verdict can say. Of two claims about arms that beat something, the one that stands
+    first is the stronger."""
 
-    HELPED = "helped"
+    BEATS_TARGET = "beats_target"
+    HELPS_OVER_BASE = "helps_over_base"
     RESCALING = "rescaling"
     REGULARISATION = "regularisation"
     NO_CONTROL = "no_control"
-    NO_BETTER_THAN_TARGET = "no_better_than_target"
+    MATCHES_TARGET = "matches_target"
     WORSE_THAN_TARGET = "worse_than_target"
+    RELEVANT_ADAPTER = "relevant_adapter"
     NO_GAIN = "no_gain"
     TOO_FEW_ROWS = "too_few_rows"
     INCOMPLETE = "incomplete"
 
 
-Pair = tuple[Method, Method]
+Claim = tuple[VerdictKind, str]
 
 
 @dataclass(frozen=True)
@@ -78,227 +49,311 @@ class Decision:
     """A verdict with the tests that it rests on.
 
     Args:
-        verdict: kind, sentence and figures.
-        tests: (method, baseline) -> test, the p-value as it is: every method against the base
-            and against the target LoRA, every recycled variant against every control.
-        adjusted: (variant, baseline) -> the p-value after Holm's correction over the variants.
+        verdict: kind, sentence, figures and notes.
+        tests: (arm, baseline) -> test: every arm against the base model and against the target
+            LoRA, every recycled arm against its own control and against the rescaled target. Each
+            has a p-value that is adjusted for how many arms were compared with that baseline; the
+            recycled arms' against the target LoRA have that of their equivalence too.
     """
 
     verdict: Verdict
     tests: dict[Pair, PairedTest]
-    adjusted: dict[Pair, float]
 
 
-def decide(correct: Mapping[Method, npt.ArrayLike], metric: str, examples: int) -> Decision:
+def decide(
+    scores: Mapping[str, Scores],
+    arms: Sequence[Arm],
+    *,
+    metric: str,
+    examples: int,
+    margin: float = MARGIN,
+    relevance: Mapping[str, str] = MappingProxyType({}),
+    seed: int = 0,
+    draws: int = RESAMPLES,
+) -> Decision:
     """Decides whether recycling helped.
 
-    A variant beats a baseline when its difference is positive and the p-value of the exact
-    McNemar test, corrected after Holm over the recycled variants, is below 0.05. So both variants
-    may be tried and the better one named. "Helped" asks a variant to beat the target LoRA and
-    every control that was run, its own among them; asking for all of them needs no further
-    correction.
+    An arm beats another when its difference is positive and its p-value, corrected for the number
+    of recycled arms, is below 0.05, so any number of arms may be tried and the best one named. The
+    correction is Holm's; from 6 tasks on it is that of Westfall and Young (`task_sign_flips`).
+    `beats_target` asks an arm to beat the target LoRA, its own control and the rescaled target;
+    asking for all of them needs no further correction.
+
+    In this order, the first that holds:
+
+    1. an arm beats the target LoRA: `beats_target`, or why that is not owed to recycling
+       (`rescaling`, `regularisation`, `no_control`); of several arms the one with the most to say;
+    2. `worse_than_target`: the best arm loses to the target LoRA;
+    3. `matches_target`: an arm is equivalent to the target LoRA within the margin, by two one-sided
+       tests with Holm's correction over all recycled arms, and not all are as good as the base
+       model. Of several, an arm that does without the target LoRA is named first, since one that
+       holds it needs it trained anyway, then the one with the smallest p-value;
+    4. `relevant_adapter`: an adapter of the pool, as it is, goes more than half of the way from the
+       base model to the target LoRA (`relevant_adapters`). Beside 1 to 3 it is a note;
+    5. `no_gain`: every recycled arm is shown to gain less over the base model than the margin;
+    6. an arm without the target LoRA beats the base model: `helps_over_base` where it beats its
+       control too, else `regularisation` or `no_control`. An arm with the target LoRA owes what it
+       gains over the base model to that;
+    7. `too_few_rows`: nothing is decided, and so many rows would be needed.
 
     Args:
-        correct: for each method that was run, whether each row was answered rightly: (rows,)
-            booleans, in the same order of rows. Tasks may be concatenated; repeated runs over the
-            same rows may not, since such rows are not independent.
+        scores: arm -> task -> scores in [0, 1], (seeds, rows) or (rows,); every arm on the same
+            tasks and rows, in the same order. The numbers of seeds may differ.
+        arms: the part that each plays. One base model, target LoRA and rescaled target are looked
+            at, the first of each; those without scores were not run.
         metric: the name of the metric, for the records.
         examples: how many examples the target LoRA was trained on.
+        margin: the largest difference that does not matter, in (0, 1).
+        relevance: task -> the id of the adapter that the selection put first, the one of the first
+            arm of single adapters.
+        seed: of the resamples and flips that are drawn.
+        draws: how many.
 
     Raises:
-        ValueError: no method was run, or the arrays are not booleans of one length.
+        ValueError: arms differ in tasks or rows, scores are out of range or those of no arm, or a
+            control has the target LoRA where its arm has not.
     """
-    flags = {Method(method): as_flags(answers) for method, answers in correct.items()}
-    if len({answers.size for answers in flags.values()}) != 1:
-        raise ValueError("every method needs the same rows, and at least one method is needed")
-    accuracy = {method: float(answers.mean()) for method, answers in flags.items()}
-    tests = {
-        (method, baseline): paired_test(flags[method], flags[baseline], baseline, metric)
-        for method, baseline in _pairs(list(flags))
-    }
-    rows = next(iter(flags.values())).size
-    evidence = _Evidence(accuracy, tests, _adjust(tests), rows, examples)
-    kind, sentence = _judge(evidence)
-    verdict = Verdict(kind=kind, sentence=sentence, figures=_figures(evidence))
-    return Decision(verdict, tests, evidence.adjusted)
+    design = Design(metric, examples, margin, relevance, seed, draws)
+    evidence = Evidence(scores, arms, design)
+    relevant = relevant_adapters(evidence)
+    kind, sentence = _judge(evidence, relevant)
+    verdict = Verdict(
+        kind=kind,
+        sentence=sentence,
+        figures=_figures(evidence, relevant),
+        notes=_notes(kind, evidence, relevant),
+    )
+    return Decision(verdict, evidence.tests)
 
 
-def _pairs(methods: list[Method]) -> list[Pair]:
-    anchors = [(m, b) for b in (Method.BASE, Method.TARGET) for m in methods if b in methods]
-    controls = [(m, c) for c in CONTROLS if c in methods for m in methods if m in MATCHED_CONTROL]
-    return [(m, b) for m, b in anchors + controls if m is not b]
+def _judge(evidence: Evidence, relevant: Sequence[Relevant]) -> Claim:
+    without_verdict = _not_enough(evidence)
+    if without_verdict:
+        return without_verdict
+    winners = [name for name in evidence.recycled if evidence.beats(name, evidence.target)]
+    if winners:
+        return _strongest([_claim_over_target(name, evidence) for name in winners])
+    best = evidence.recycled[0]
+    if evidence.loses_to(best, evidence.target):
+        return VerdictKind.WORSE_THAN_TARGET, (
+            f"Your own LoRA is better than recycling: {wording.against_target(best, evidence)}; "
+            f"{_base(best, evidence)}."
+        )
+    useless = all(
+        not evidence.beats(name, evidence.base) and evidence.gains_less_than_margin(name)
+        for name in evidence.recycled
+    )
+    matching = _matching(evidence)
+    if matching and not useless:
+        return VerdictKind.MATCHES_TARGET, _matches(matching[0], evidence)
+    if relevant:
+        return VerdictKind.RELEVANT_ADAPTER, (
+            "The pool holds an adapter that is close to your task: "
+            f"{wording.relevant_adapter(relevant[0], evidence)}."
+        )
+    if useless:
+        return VerdictKind.NO_GAIN, (
+            f"Recycling gains less than {wording.margin(evidence)} over the base model: "
+            f"{wording.against_base(best, evidence)}; "
+            f"{wording.rival(best, str(evidence.target), evidence)}."
+        )
+    helping = [name for name in evidence.recycled if _helps_alone(name, evidence)]
+    if helping:
+        return _strongest([_claim_over_base(name, evidence) for name in helping])
+    return VerdictKind.TOO_FEW_ROWS, (
+        "Too little was scored to say whether recycling helps: "
+        f"{wording.against_target(best, evidence)}; {_base(best, evidence)}; "
+        f"{_would_tell(best, evidence)}."
+    )
 
 
-def _adjust(tests: Mapping[Pair, PairedTest]) -> dict[Pair, float]:
-    adjusted: dict[Pair, float] = {}
-    for baseline in Method:
-        family = [pair for pair in tests if pair[1] is baseline and pair[0] in MATCHED_CONTROL]
-        corrected = holm([tests[pair].p_value for pair in family])
-        adjusted.update(zip(family, corrected, strict=True))
-    return adjusted
-
-
-# --- the evidence ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    accuracy: dict[Method, float]
-    tests: dict[Pair, PairedTest]
-    adjusted: dict[Pair, float]
-    rows: int
-    examples: int
-
-    @property
-    def variants(self) -> list[Method]:
-        """The recycled variants that were run, the one furthest above the target LoRA first."""
-        run = [method for method in MATCHED_CONTROL if method in self.accuracy]
-        return sorted(run, key=lambda method: -self.accuracy[method])
-
-    @property
-    def controls(self) -> list[Method]:
-        return [method for method in CONTROLS if method in self.accuracy]
-
-    def beats(self, method: Method, baseline: Method) -> bool:
-        return self._differs(method, baseline) and self.tests[method, baseline].difference > 0
-
-    def loses_to(self, method: Method, baseline: Method) -> bool:
-        return self._differs(method, baseline) and self.tests[method, baseline].difference < 0
-
-    def _differs(self, method: Method, baseline: Method) -> bool:
-        return self.adjusted[method, baseline] < ALPHA
-
-    def unbeaten(self, method: Method) -> list[Method]:
-        """The controls that the variant does not beat, the closest rival first."""
-        rivals = [control for control in self.controls if not self.beats(method, control)]
-        return sorted(rivals, key=lambda control: -self.accuracy[control])
-
-
-def _judge(evidence: _Evidence) -> tuple[VerdictKind, str]:
-    missing = [m.label for m in (Method.BASE, Method.TARGET) if m not in evidence.accuracy]
-    if not evidence.variants:
-        missing.append("a recycled variant")
+def _not_enough(evidence: Evidence) -> Claim | None:
+    missing = [
+        label
+        for label, scored in (
+            ("the base model", evidence.base),
+            ("the target LoRA", evidence.target),
+            ("a recycled arm", evidence.recycled),
+        )
+        if not scored
+    ]
     if missing:
-        return VerdictKind.INCOMPLETE, f"No verdict: {_listed(missing)} not scored."
+        verb = "was" if len(missing) == 1 else "were"
+        return VerdictKind.INCOMPLETE, f"No verdict: {wording.listed(missing)} {verb} not scored."
     warning = few_rows_warning(evidence.rows)
     if warning:
-        scores = ", ".join(f"{m} {_percent(share)}" for m, share in evidence.accuracy.items())
-        return VerdictKind.TOO_FEW_ROWS, f"No verdict: {warning} ({scores})."
-    winners = [v for v in evidence.variants if evidence.beats(v, Method.TARGET)]
-    if winners:
-        # The kinds stand in order of merit, so the smallest index is the strongest claim that
-        # a variant supports; among equals the first, which scored highest, is the one named.
-        order = list(VerdictKind)
-        return min((_judge_winner(v, evidence) for v in winners), key=lambda c: order.index(c[0]))
-    return _judge_loser(evidence.variants[0], evidence)
+        scored = ", ".join(f"{n} {wording.percent(mean)}" for n, mean in evidence.means.items())
+        return VerdictKind.TOO_FEW_ROWS, f"No verdict: {warning} ({scored})."
+    return None
 
 
-def _judge_winner(variant: Method, evidence: _Evidence) -> tuple[VerdictKind, str]:
-    """The claim that a variant supports which beats the target LoRA."""
-    against_target = _against(variant, Method.TARGET, evidence)
-    unbeaten = evidence.unbeaten(variant)
-    own = MATCHED_CONTROL[variant]
-    random = [control for control in unbeaten if control is not Method.RESCALED]
-    if random:
+def _strongest(claims: Sequence[Claim]) -> Claim:
+    """Among equals the first, which scored highest."""
+    order = list(VerdictKind)
+    return min(claims, key=lambda claim: order.index(claim[0]))
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _claim_over_target(name: str, evidence: Evidence) -> Claim:
+    """What can be said of an arm that beats the target LoRA."""
+    better = "Recycling beats your own LoRA"
+    figures = wording.against_target(name, evidence)
+    control, rescaled = evidence.control_of(name), evidence.rescaled
+    if control and not evidence.beats(name, control):
         return VerdictKind.REGULARISATION, (
-            f"Recycling helped, but not measurably more than random adapters do: {against_target}; "
-            f"{_rival(variant, random[0], evidence)}."
+            f"{better}, but not measurably more than random adapters do: {figures}; "
+            f"{wording.rival(name, control, evidence)}."
         )
-    if own not in evidence.accuracy:
-        return VerdictKind.NO_CONTROL, (
-            f"Recycling beat the target LoRA, but whether random adapters would have done as well "
-            f"is not known, since {own.label} ({own}) were not run: {against_target}."
-        )
-    if unbeaten:
+    if rescaled and not evidence.beats(name, rescaled):
         return VerdictKind.RESCALING, (
-            f"Recycling helped, but not measurably more than rescaling the target LoRA alone "
-            f"does: {against_target}; {_rival(variant, unbeaten[0], evidence)}."
+            f"{better}, but not measurably more than rescaling that LoRA alone does: {figures}; "
+            f"{wording.rival(name, rescaled, evidence)}."
         )
-    return VerdictKind.HELPED, (
-        f"Recycling helped, and more than random adapters do: {against_target}; "
-        f"{_rival(variant, own, evidence)}."
-    )
-
-
-def _judge_loser(variant: Method, evidence: _Evidence) -> tuple[VerdictKind, str]:
-    """The verdict where no variant beats the target LoRA; `variant` is the one closest to it."""
-    against_target = _against(variant, Method.TARGET, evidence)
-    against_base = _rival(variant, Method.BASE, evidence)
-    if evidence.loses_to(variant, Method.TARGET):
-        return VerdictKind.WORSE_THAN_TARGET, (
-            f"Recycling was worse than the target LoRA: {against_target}; {against_base}."
+    if not control:
+        return VerdictKind.NO_CONTROL, (
+            f"{better}, but whether random adapters would do as well is not known, since none were "
+            f"run in the same way: {figures}."
         )
-    if evidence.beats(variant, Method.BASE):
-        return VerdictKind.NO_BETTER_THAN_TARGET, (
-            f"Recycling did not help measurably: {against_target}; {against_base}."
+    return VerdictKind.BEATS_TARGET, (
+        f"{better}, by more than random adapters do: {figures}; {_controls(name, evidence)}."
+    )
+
+
+def _helps_alone(name: str, evidence: Evidence) -> bool:
+    """Whether an arm beats the base model by what is recycled, and does not lose to the target."""
+    return (
+        not evidence.arms[name].has_target
+        and evidence.beats(name, evidence.base)
+        and not evidence.loses_to(name, evidence.target)
+    )
+
+
+def _claim_over_base(name: str, evidence: Evidence) -> Claim:
+    """What can be said of an arm that beats the base model, and nothing of the target LoRA."""
+    better = "Recycling helps over the base model"
+    figures = wording.against_base(name, evidence)
+    control = evidence.control_of(name)
+    if not control:
+        return VerdictKind.NO_CONTROL, (
+            f"{better}, but whether random adapters would do as well is not known, since none were "
+            f"run in the same way: {figures}; {_open(name, evidence)}."
         )
-    return VerdictKind.NO_GAIN, (
-        f"Recycling gained nothing measurable over the base model: {against_target}; "
-        f"{against_base}."
+    figures = f"{figures}; {wording.rival(name, control, evidence)}; {_open(name, evidence)}"
+    if not evidence.beats(name, control):
+        return VerdictKind.REGULARISATION, (
+            f"{better}, but not measurably more than random adapters do: {figures}."
+        )
+    return VerdictKind.HELPS_OVER_BASE, (
+        f"{better}, by more than random adapters do, but whether it does better or worse than your "
+        f"own LoRA is open: {figures}."
     )
 
 
-# --- words and figures ----------------------------------------------------------------------------
+def _matching(evidence: Evidence) -> list[str]:
+    """The arms that match the target LoRA, the one to name first."""
+    found = [name for name, p_value in evidence.matching.items() if p_value < ALPHA]
+    return sorted(found, key=lambda n: (evidence.arms[n].has_target, evidence.matching[n]))
 
 
-def _against(variant: Method, baseline: Method, evidence: _Evidence) -> str:
-    counted = "example" if evidence.examples == 1 else "examples"
+def _matches(name: str, evidence: Evidence) -> str:
+    parts = [wording.matching_target(name, evidence), _base(name, evidence)]
+    if evidence.control_of(name):
+        parts.append(_controls(name, evidence))
+    gain = any(evidence.beats(one, evidence.base) for one in (name, str(evidence.target)))
+    but = "" if gain else ", but neither is measurably better than the base model"
     return (
-        f"{_percent(evidence.accuracy[variant])} for {variant.label} against "
-        f"{_percent(evidence.accuracy[baseline])} for a LoRA trained on the same "
-        f"{evidence.examples} {counted} "
-        f"({_comparison(variant, baseline, evidence)}, {evidence.rows} test rows)"
+        f"Recycling does as well as your own LoRA, to within {wording.margin(evidence)}{but}: "
+        f"{'; '.join(parts)}."
     )
 
 
-def _rival(variant: Method, baseline: Method, evidence: _Evidence) -> str:
-    verb = "reached" if baseline is not Method.BASE else "alone reached"
+def _base(name: str, evidence: Evidence) -> str:
+    return wording.rival(name, str(evidence.base), evidence)
+
+
+def _controls(name: str, evidence: Evidence) -> str:
+    rivals = [rival for rival in (evidence.control_of(name), evidence.rescaled) if rival]
+    return "; ".join(wording.rival(name, rival, evidence) for rival in rivals)
+
+
+def _open(name: str, evidence: Evidence) -> str:
+    target = str(evidence.target)
+    return f"{wording.rival(name, target, evidence)}; {_would_tell(name, evidence)}"
+
+
+def _would_tell(name: str, evidence: Evidence) -> str:
+    return wording.rows_that_would_tell(name, str(evidence.target), evidence)
+
+
+# --- what stands beside ---------------------------------------------------------------------------
+
+
+def _notes(kind: VerdictKind, evidence: Evidence, relevant: Sequence[Relevant]) -> list[str]:
+    if kind is VerdictKind.INCOMPLETE:
+        return []
+    notes = [_scope(evidence)]
+    if len(evidence.recycled) > 1:
+        notes.append(
+            f"{len(evidence.recycled)} ways to recycle were compared "
+            f"({wording.listed(evidence.recycled)}); p-values allow for that."
+        )
+    if evidence.unscored:
+        names = [arm.name for arm in evidence.unscored]
+        notes.append(f"Not scored: {wording.listed(names)}.")
+    told = relevant[1:] if kind is VerdictKind.RELEVANT_ADAPTER else relevant
+    notes += [
+        f"The pool holds an adapter that is close to a task: "
+        f"{wording.relevant_adapter(one, evidence)}."
+        for one in told
+    ]
+    return notes
+
+
+def _scope(evidence: Evidence) -> str:
+    """What the verdict is about, beyond what was scored."""
+    if evidence.over_tasks:
+        return (
+            f"This speaks of tasks like these {len(evidence.tasks)} and of adapters trained anew: "
+            "the tasks' differences are what varies."
+        )
+    these = "this task" if len(evidence.tasks) == 1 else f"these {len(evidence.tasks)} tasks"
     return (
-        f"{baseline.label} {verb} {_percent(evidence.accuracy[baseline])} "
-        f"({_comparison(variant, baseline, evidence)})"
+        f"This speaks of the adapters that were made here, on rows like those of {these}; other "
+        f"tasks and other random seeds may differ. To speak of those takes {MANY_TASKS} tasks."
     )
 
 
-def _comparison(variant: Method, baseline: Method, evidence: _Evidence) -> str:
-    test = evidence.tests[variant, baseline]
-    low, high = test.interval
-    p_value = evidence.adjusted[variant, baseline]
-    name = "adjusted p" if len(evidence.variants) > 1 else "p"
-    return (
-        f"difference {_points(test.difference)} points, 95 % interval {_points(low)} to "
-        f"{_points(high)}, {name} {_p_value(p_value)}"
-    )
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} was"
-    return f"{', '.join(names[:-1])} and {names[-1]} were"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(share: float) -> str:
-    # Adding zero turns the -0.0 that rounding can leave into 0.0.
-    return f"{round(100 * share, 1) + 0.0:.1f}"
-
-
-def _p_value(value: float) -> str:
-    if value < 0.001:
-        return "< 0.001"
-    return f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
-
-
-def _figures(evidence: _Evidence) -> dict[str, float]:
+def _figures(evidence: Evidence, relevant: Sequence[Relevant]) -> dict[str, float]:
     """The figures under names such as `accuracy.target` and `p_value.recycled.target`."""
-    figures: dict[str, float] = {"rows": evidence.rows, "examples": evidence.examples}
-    figures.update({f"accuracy.{m}": share for m, share in evidence.accuracy.items()})
-    for (method, baseline), p_value in evidence.adjusted.items():
-        test, pair = evidence.tests[method, baseline], f"{method}.{baseline}"
-        figures[f"difference.{pair}"] = test.difference
-        figures[f"interval_low.{pair}"], figures[f"interval_high.{pair}"] = test.interval
-        figures[f"p_value.{pair}"] = test.p_value
-        figures[f"adjusted_p_value.{pair}"] = p_value
+    figures: dict[str, float] = {
+        "rows": evidence.rows,
+        "tasks": len(evidence.tasks),
+        "examples": evidence.design.examples,
+        "margin": evidence.design.margin,
+    }
+    figures.update({f"accuracy.{name}": mean for name, mean in evidence.means.items()})
+    for (name, baseline), test in evidence.tests.items():
+        if name in evidence.recycled:
+            figures.update(_test_figures(f"{name}.{baseline}", test))
+    for name, p_value in evidence.matching.items():
+        figures[f"adjusted_equivalence_p_value.{name}.{evidence.target}"] = p_value
+    for one in relevant:
+        figures.update(_test_figures(f"single.{one.task}", one.test))
+    return figures
+
+
+def _test_figures(pair: str, test: PairedTest) -> dict[str, float]:
+    low, high = test.interval
+    figures = {
+        f"difference.{pair}": test.difference,
+        f"interval_low.{pair}": low,
+        f"interval_high.{pair}": high,
+        f"p_value.{pair}": test.p_value,
+    }
+    if test.adjusted_p_value is not None:
+        figures[f"adjusted_p_value.{pair}"] = test.adjusted_p_value
+    if test.equivalence_p_value is not None:
+        figures[f"equivalence_p_value.{pair}"] = test.equivalence_p_value
     return figures

@@ -5,12 +5,13 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recycle_cli.errors import InputError, RecycleError, unknown_name
 from recycle_cli.evaluation.tasks import Task, load_task
-from recycle_cli.evaluation.verdict import Decision, Method, decide
+from recycle_cli.evaluation.verdict import Arm, Decision, Role, decide
 from recycle_cli.progress import Progress
 from recycle_cli.records import (
     AdapterDocument,
@@ -52,6 +53,38 @@ HELD_OUT = (
     "larger_counts",
 )
 SELECTION_FILE = "selection.json"
+
+
+class Method(StrEnum):
+    """The methods that the demo compares, as its table names them."""
+
+    BASE = "base"
+    TARGET = "target"
+    AVERAGE = "average"
+    RECYCLED = "recycled"
+    RECYCLED_TARGET = "recycled+target"
+    CONTROL = "control"
+    CONTROL_TARGET = "control+target"
+    RESCALED = "rescaled-target"
+
+
+WITH_TARGET = " with the target LoRA"
+ARMS = (
+    Arm(Method.BASE, "the base model", Role.BASE),
+    Arm(Method.TARGET, "the target LoRA", Role.TARGET),
+    Arm(Method.AVERAGE, "the plain average of the recycled adapters", Role.RECYCLED),
+    Arm(Method.RECYCLED, "recycled adapters", Role.RECYCLED, Method.CONTROL),
+    Arm(
+        Method.RECYCLED_TARGET,
+        f"recycled adapters{WITH_TARGET}",
+        Role.RECYCLED,
+        Method.CONTROL_TARGET,
+        has_target=True,
+    ),
+    Arm(Method.CONTROL, "random adapters", Role.CONTROL),
+    Arm(Method.CONTROL_TARGET, f"random adapters{WITH_TARGET}", Role.CONTROL, has_target=True),
+    Arm(Method.RESCALED, "the target LoRA rescaled alone", Role.RESCALED, has_target=True),
+)
 
 
 @dataclass(frozen=True)
@@ -257,10 +290,16 @@ class _Demo:
 
     def conclude(self, evaluated: Evaluated, clock: Clock) -> StudyDocument:
         """The table and the verdict."""
-        correct: dict[Method, list[bool]] = {}
+        correct: dict[str, list[bool]] = {}
         for sample in evaluated.samples:
-            correct.setdefault(Method(sample.adapter), []).append(sample.correct)
-        decision = decide(correct, self.task.metric, self.request.extent.rows)
+            correct.setdefault(sample.adapter, []).append(sample.correct)
+        decision = decide(
+            {method: {self.task.name: flags} for method, flags in correct.items()},
+            ARMS,
+            metric=self.task.metric,
+            examples=self.request.extent.rows,
+            seed=self.request.seed,
+        )
         rows = [self._row(document, decision) for document in evaluated.documents]
         return StudyDocument(
             path=str(self.request.out.absolute()),
