@@ -111,7 +111,7 @@ def compare(
         baseline_name: how the record names the baseline.
         metric: how the record names the metric.
         seed: of the resamples and flips that are drawn.
-        draws: how many.
+        draws: how many; of resamples of several tasks no more than 1,999.
 
     Raises:
         ValueError: the two differ in tasks or rows, there are none, or scores are out of range.
