@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.command import RECYCLE, Done, Recycle, assert_refused
-from support.crawling import CONFIG, LARGE, WEIGHTS, adapter, online, rows_of
+from support.crawling import CONFIG, LARGE, WEIGHTS, adapter, online, rows_of, uploaded_again
 from support.hub import Fault, Hub, Repository, faults
 from support.hub.messages import Request
 from support.strangers import BASE_MODEL, Pool, make_pool
@@ -188,6 +188,46 @@ def test_two_crawls_at_once_end_as_one(place: Place, undisturbed: list[tuple[Any
     assert place.rows("both") == undisturbed
     assert place.kept("both") == place.kept("undisturbed")
     assert not list((place.folder / "both/adapters").glob(".*"))
+
+
+def late_pool(pico_folder: Path) -> list[Repository]:
+    """Adapters, the first of which were uploaded again, once with another alpha."""
+    config, weights = adapter("lab/config", 1), adapter("lab/weights", 2)
+    again = [
+        uploaded_again("shop/config", config, "2025-02-01"),
+        uploaded_again("shop/config-again", config, "2025-02-02"),
+        uploaded_again("shop/weights", weights, "2025-02-03", lora_alpha=2),
+    ]
+    others = [adapter(f"lab/{n}", n + 10) for n in range(40)]
+    return [config, weights, *again, *others, base_repository(pico_folder)]
+
+
+def test_a_crawl_that_is_killed_behind_files_that_hang_keeps_all_others(
+    pico_folder: Path, tmp_path: Path
+) -> None:
+    hanging = [
+        Fault(f"/lab/config/resolve/.*{CONFIG}", faults.hanging()),
+        Fault("/lab/weights/[0-9a-f]{64}", faults.hanging()),
+    ]
+    with Hub(late_pool(pico_folder), faults=hanging) as stand:
+        place = Place(stand, tmp_path)
+        process = place.start("killed", *CRAWL)
+        while len(place.rows("killed")) < 43 and process.runs:
+            time.sleep(0.01)
+        process.kill()
+        states = {row[0]: row[3] or row[2] for row in place.rows("killed")}
+        assert states.pop("shop/config-again") == "duplicate"
+        assert set(states.values()) == {"accepted"}
+        assert len(states) == 42
+        stand.faults.clear()
+        stand.reset_log()
+        both = [place.start(home, *CRAWL) for home in ("killed", "undisturbed")]
+        assert [process.ended().exit_code for process in both] == [0, 0]
+        reasons = {row[0]: row[3] for row in place.rows("killed") if row[3]}
+        assert reasons == dict.fromkeys(
+            ("shop/config", "shop/config-again", "shop/weights"), "duplicate"
+        )
+        assert place.rows("killed") == place.rows("undisturbed")
 
 
 # --- in this process ------------------------------------------------------------------------

@@ -292,6 +292,24 @@ def test_holder(catalog: Catalog) -> None:
     assert catalog.holder_of("b" * 64, "other") is None
 
 
+def test_an_earlier_adapter_takes_the_weights_over(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.record(adapter("later", path="/kept/a"), "stamp", Details("A card.", MODULES))
+    catalog.record(rejected("third", "duplicate", sha256="a" * 64))
+    catalog.record(adapter("other", "b"))
+    earlier = adapter("earlier", path="/kept/b")
+    catalog.record(earlier, instead_of=[catalog.get("later")])
+    assert catalog.holder_of("a" * 64, "none") == "earlier"
+    assert catalog.holders_of("a" * 64, "none") == [catalog.get("earlier")]
+    for name in ("later", "third"):
+        row = catalog.get(name)
+        assert (row.status, row.reason, row.path) == ("rejected", "duplicate", None)
+        assert row.detail == "its weights are byte for byte those of earlier"
+    assert catalog.details_of(catalog.get("later")) == Details()
+    assert catalog.unchanged("folder", catalog.get("later").origin, "stamp") is not None
+    assert catalog.get("other").status == "accepted"
+    check_texts(tmp_path / "home" / "catalog.sqlite")
+
+
 @pytest.fixture
 def filled(catalog: Catalog) -> Catalog:
     catalog.record(adapter("a", "a", norm=3.0, license="mit"))

@@ -1,9 +1,10 @@
 """Crawls of the stand-in Hub in this process, with the real client."""
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -21,7 +22,17 @@ from support import hub as stand_in
 from support.strangers import BASE_MODEL, base_shapes
 from support.strangers.draft import CARD, CONFIG, WEIGHTS, Draft
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "Crawler", "Heard", "adapter", "changed", "online"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "WEIGHTS",
+    "Crawler",
+    "Heard",
+    "adapter",
+    "changed",
+    "online",
+    "uploaded_again",
+]
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LARGE = {"rank": 128, "modules": ALL}
@@ -72,6 +83,16 @@ def adapter(
     return made
 
 
+def uploaded_again(
+    repo_id: str, original: stand_in.Repository, created_at: str, **fields: Any
+) -> stand_in.Repository:
+    """A later repository with the same weights, its configuration changed in some fields."""
+    other = adapter(repo_id, created_at=created_at)
+    config = json.loads(original.newest[CONFIG].content) | fields
+    other.commit(changed(original, config=json.dumps(config).encode()))
+    return other
+
+
 def changed(repository: stand_in.Repository, **files: bytes) -> dict[str, bytes]:
     """The files of its newest commit with some in the place of others: config, weights, card."""
     names = {"config": CONFIG, "weights": WEIGHTS, "card": CARD}
@@ -85,12 +106,14 @@ class Heard:
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.details: list[str] = []
+        self.advanced: list[str] = []
 
     def stage(self, title: str, total: int | None = None) -> None:
         """See `Progress`."""
 
     def advance(self, note: str = "") -> None:
         """See `Progress`."""
+        self.advanced.append(note)
 
     def message(self, text: str) -> None:
         """See `Progress`."""
@@ -167,5 +190,7 @@ def rows_of(home: Path) -> list[dict[str, Any]]:
         return []
     with closing(sqlite3.connect(file)) as connection:
         connection.row_factory = sqlite3.Row
-        found = connection.execute("SELECT * FROM adapters ORDER BY id, revision")
-        return [dict(row) for row in found]
+        with suppress(sqlite3.OperationalError):  # a crawl is about to make the table
+            found = connection.execute("SELECT * FROM adapters ORDER BY id, revision")
+            return [dict(row) for row in found]
+    return []

@@ -11,7 +11,17 @@ from typing import Any
 import httpx2
 import numpy
 import pytest
-from support.crawling import CARD, CONFIG, LARGE, WEIGHTS, Crawler, adapter, changed, online
+from support.crawling import (
+    CARD,
+    CONFIG,
+    LARGE,
+    WEIGHTS,
+    Crawler,
+    adapter,
+    changed,
+    online,
+    uploaded_again,
+)
 from support.folders import added_by_peft, assert_same_update, dense_sum
 from support.hub import Fault, Hub, Quota, Repository, faults
 from support.hub.messages import Answer
@@ -836,6 +846,59 @@ def test_a_dry_run_counts_nothing_that_is_kept_already(stand_in: StandIn) -> Non
     assert crawler.kept() == {sha_of(one)}
 
 
+# --- files that hang ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_nothing_waits_for_a_file_that_hangs(stand_in: StandIn, file: str) -> None:
+    names = [f"lab/{n:02d}" for n in range(50)]
+    crawler = stand_in(*(adapter(name, n) for n, name in enumerate(names)))
+    crawler.stand.faults.append(Fault(line_of("00", file), faults.slow(1.0)))
+    assert list(crawler.verdicts()) == names
+    assert crawler.heard.advanced[-1] == "lab/00: accepted"
+    assert len(crawler.heard.advanced) == 50
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_of_several_with_the_same_weights_the_earliest_is_kept_even_if_it_hangs(
+    stand_in: StandIn, workers: int, file: str
+) -> None:
+    first = adapter("lab/first", created_at="2025-01-01")
+    again = [uploaded_again(f"lab/again{n}", first, f"2025-01-0{n}") for n in (2, 3)]
+    crawler, undisturbed = (stand_in(first, *again) for _ in range(2))
+    crawler.stand.faults.append(Fault(line_of("first", file), faults.slow(0.5)))
+    for dry_run in (True, False):
+        told = crawler.crawl(workers=workers, dry_run=dry_run)
+        assert list(told) == [first.id, *(one.id for one in again)]
+        assert [one.reason for one in told.values()] == [None, "duplicate", "duplicate"]
+        assert crawler.summary.counts == {"accepted": 1, "rejected": 2}
+    undisturbed.crawl(workers=1)
+    assert comparable(crawler) == comparable(undisturbed)
+    assert crawler.crawl() == told
+
+
+def comparable(crawler: Crawler) -> list[dict[str, Any]]:
+    """The index but for where and when it was made."""
+    apart = {"key", "path", "recorded"}
+    return [{k: v for k, v in row.items() if k not in apart} for row in crawler.rows()]
+
+
+def test_an_earlier_one_that_is_refused_keeps_no_weights_from_a_later_one(
+    stand_in: StandIn,
+) -> None:
+    first = adapter("lab/first", license="wtfpl", created_at="2025-01-01")
+    again = uploaded_again("lab/again", first, "2025-01-02")
+    again.tags = tuple("license:mit" if "license" in tag else tag for tag in first.tags)
+    crawler = stand_in(first, again)
+    assert crawler.verdicts() == {"lab/first": "accepted", "lab/again": "duplicate"}
+    crawler.stand.faults.append(Fault(line_of("first", CONFIG), faults.slow(0.5)))
+    assert crawler.verdicts(licenses=frozenset({"mit"})) == {
+        "lab/first": "license_refused",
+        "lab/again": "accepted",
+    }
+
+
 # --- one bad repository ---------------------------------------------------------------------
 
 
@@ -960,7 +1023,9 @@ def test_a_crawl_that_is_left_early_leaves_nothing_behind(stand_in: StandIn) -> 
         )
         first = next(stream)
         stream.close()  # type: ignore[attr-defined]
-        wait_for(lambda: crawler.kept() == {getattr(first, "sha256", None)})
+        recorded = {row["sha256"] for row in crawler.rows()}
+        assert getattr(first, "sha256", None) in recorded
+        wait_for(lambda: crawler.kept() == recorded)
     assert set(crawler.verdicts().values()) == {"accepted"}
 
 

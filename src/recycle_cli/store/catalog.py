@@ -18,7 +18,7 @@ from recycle_cli.store.figures import figures
 from recycle_cli.store.full_text import any_of, texts_change
 from recycle_cli.store.names import hint_for_unknown, names_all, readings_of, single
 from recycle_cli.store.query import AdapterQuery, relevances, select, storable
-from recycle_cli.store.recording import delete, keys_where, put, put_details
+from recycle_cli.store.recording import delete, hand_over, keys_where, put, put_details
 from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_document
 
 __all__ = ["AdapterQuery", "Catalog"]
@@ -41,7 +41,11 @@ class Catalog(IndexFile):
     # --- changes ---------------------------------------------------------------------------
 
     def record(
-        self, document: AdapterDocument, stamp: str | None = None, details: Details | None = None
+        self,
+        document: AdapterDocument,
+        stamp: str | None = None,
+        details: Details | None = None,
+        instead_of: Sequence[AdapterDocument] = (),
     ) -> None:
         """Records an adapter; the same source, origin, revision and pool again replaces its row.
 
@@ -54,9 +58,13 @@ class Catalog(IndexFile):
             document: what the crawl found.
             stamp: what `unchanged` shall compare, or None to have it looked at again.
             details: its card and modules; None leaves those recorded with the same weights.
+            instead_of: recorded adapters that held its weights until now. They become its
+                duplicates, and so do theirs; their folders stay.
         """
         with self._transaction():
             put(self._connection, document, stamp, details)
+            if instead_of and document.status == "accepted":
+                hand_over(self._connection, document, instead_of)
 
     def set_derived(
         self,
@@ -133,11 +141,18 @@ class Catalog(IndexFile):
     def holder_of(self, sha256: str, other_than: str, pool: str | None = None) -> str | None:
         """The id of an accepted adapter with these weights under another id than the given; of
         this base model's pool, where it is given."""
-        row = self._first(
+        return next((row.id for row in self.holders_of(sha256, other_than, pool)), None)
+
+    def holders_of(
+        self, sha256: str, other_than: str, pool: str | None = None
+    ) -> list[AdapterDocument]:
+        """All such adapters, the latest recorded first. There is one as a rule; while a crawl is
+        under way, an earlier one may be recorded before it is known which of them stays."""
+        return self._documents(
             "sha256 = ? AND status = 'accepted' AND id <> ? AND (?3 = '' OR pool_key = ?3)",
             (sha256, other_than, base_key(pool)),
+            LIKELIEST_FIRST,
         )
-        return row.id if row else None
 
     def get(self, name: str) -> AdapterDocument:
         """The adapter of this name, whatever its status; an accepted one goes first.

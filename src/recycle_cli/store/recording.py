@@ -11,8 +11,9 @@ from typing import Any
 from recycle_cli.records import AdapterDocument
 from recycle_cli.store.details import Details, pack_modules
 from recycle_cli.store.full_text import texts_change
+from recycle_cli.store.holders import DUPLICATE, duplicate_of
 from recycle_cli.store.names import SUPERSEDED
-from recycle_cli.store.rows import KEY, KEY_MATCHES, to_row
+from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_document, to_row
 
 SAME_PLACE = "source = :source AND origin = :origin"
 # The plus keeps SQLite from looking through all of a source instead of asking for the sha256.
@@ -39,6 +40,27 @@ def put(
         if document.status != "failed":
             _supersede(connection, row)
         changed.append(_put_row(connection, row, details))
+
+
+def hand_over(
+    connection: sqlite3.Connection, holder: AdapterDocument, former: Sequence[AdapterDocument]
+) -> None:
+    """Makes adapters with the weights of another one its duplicates, and theirs too."""
+    condition = (
+        f"sha256 = :sha256 AND pool_key = :pool_key AND id <> :id AND reason = '{DUPLICATE}'"
+    )
+    keys = keys_where(connection, condition, to_row(holder))
+    for one in former:
+        keys += keys_where(connection, KEY_MATCHES, key_of(one))
+    with texts_change(connection, keys):
+        for key in keys:
+            row = connection.execute(
+                f"SELECT {', '.join(COLUMNS)}, stamp, recorded FROM adapters WHERE key = ?", (key,)
+            ).fetchone()
+            document = duplicate_of(to_document(row), holder.id)
+            kept = {"stamp": row["stamp"], "recorded": row["recorded"]}
+            _put_row(connection, {**to_row(document), **kept}, None)
+            connection.execute("DELETE FROM details WHERE adapter = ?", (key,))
 
 
 def put_details(connection: sqlite3.Connection, key: int, details: Details) -> None:

@@ -15,6 +15,7 @@ from recycle_cli.lora.config import UNSUPPORTED, AdapterConfig, AdapterProblem
 from recycle_cli.lora.folder import check_pair
 from recycle_cli.records import AdapterDocument, AdapterStatus, RankRange
 from recycle_cli.store.evidence import Evidence, Pair
+from recycle_cli.store.holders import DUPLICATE, held_by
 from recycle_cli.store.text import clean_text
 
 UNREADABLE = "unreadable"
@@ -303,12 +304,7 @@ def check_duplicate(evidence: Evidence, rules: VettingRules) -> None:
     """Looks for an accepted adapter with the same weights."""
     holder = rules.holder_of(evidence.sha256, evidence.found.id)
     if holder is not None:
-        raise held(holder)
-
-
-def held(holder: str) -> AdapterProblem:
-    """The problem of an adapter whose weights another one, accepted, has too."""
-    return AdapterProblem("duplicate", f"its weights are byte for byte those of {holder}")
+        raise AdapterProblem(DUPLICATE, held_by(holder))
 
 
 def check_finite(evidence: Evidence, rules: VettingRules) -> None:
@@ -392,9 +388,7 @@ CHECKS: tuple[Check, ...] = (
         ("untargeted",),
         check_targets,
     ),
-    Check(
-        "duplicate", "No accepted adapter has the same weights.", ("duplicate",), check_duplicate
-    ),
+    Check("duplicate", "No accepted adapter has the same weights.", (DUPLICATE,), check_duplicate),
     Check("finite", "Its weights are finite numbers.", ("non_finite",), check_finite, tensors=True),
     Check(
         "norm",

@@ -5,9 +5,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,13 @@ from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
+from recycle_cli.store.holders import DUPLICATE, duplicate_of
 from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
+from recycle_cli.workflows.crawl_outcomes import Outcomes
 from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
 from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
 from recycle_cli.workflows.hub_messages import waits_told
-from recycle_cli.workflows.workers import in_order
+from recycle_cli.workflows.workers import as_finished
 
 if TYPE_CHECKING:
     from recycle_cli.store.evidence import Evidence, Found
@@ -76,7 +78,8 @@ def crawl(
     )
     with waits_told(progress):
         found = list(source.find(progress))
-    return _Crawl(request, settings, base_shapes, progress, source, room).run(found)
+    outcomes = Outcomes(found)
+    return _Crawl(request, settings, base_shapes, progress, source, room, outcomes).run(found)
 
 
 @dataclass
@@ -89,12 +92,12 @@ class _Crawl:
     progress: Progress
     source: CrawlSource
     room: "Room"
+    outcomes: Outcomes
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
     to_come: int = 0
     bytes_to_come: int = 0
-    accepted: dict[str, str] = field(default_factory=dict)  # sha256 -> id, of this crawl
 
     def run(self, found: "list[Found]") -> Iterator[AdapterDocument | CrawlDocument]:
         started = time.monotonic()
@@ -109,18 +112,23 @@ class _Crawl:
                 from recycle_cli.store.cache import sweep
 
                 sweep(self.settings.adapters_folder)
-            looks = (_Look(one, self.source.stamp(one, digest)) for one in found)
+            looks = (
+                _Look(one, place, self.source.stamp(one, digest)) for place, one in enumerate(found)
+            )
             asked = (look.recorded_in(catalog, self.request.base_model) for look in looks)
-            looked_at = in_order(
-                lambda look: look.vet(self.source, rules),
+            looked_at = as_finished(
+                lambda look: look.vet(self.source, self._rules_for(look, rules)),
                 asked,
                 self.source.workers,
                 unused=_Look.discard,
             )
             for look in stack.enter_context(closing(looked_at)):
-                document = self._finish(look, catalog, rules)
-                self._count(document)
-                yield document
+                document = self._finish(look, catalog)
+                self.progress.advance(f"{document.id}: {document.reason or document.status}")
+                self.outcomes.add(look.place, document)
+                for final in self.outcomes.final():
+                    self._count(final)
+                    yield final
         yield self._summary(time.monotonic() - started)
 
     def _open_catalog(self) -> Catalog:
@@ -129,57 +137,88 @@ class _Crawl:
         return Catalog(None if self.request.dry_run and not file.exists() else file)
 
     def _rules(self) -> "VettingRules":
-        """The rules for those who look, who cannot ask the index: they know what this crawl has
-        accepted so far, and `_finish` asks for the rest."""
         from recycle_cli.store.vetting import VettingRules
-
-        def holder_of(sha256: str, adapter_id: str) -> str | None:
-            holder = self.accepted.get(sha256)
-            return None if holder == adapter_id else holder
 
         request = self.request
         return VettingRules(
-            request.base_model, self.base_shapes, request.limits(), holder_of, request.also_bases
+            request.base_model,
+            self.base_shapes,
+            request.limits(),
+            lambda sha256, adapter_id: None,
+            request.also_bases,
         )
 
-    def _finish(self, look: "_Look", catalog: Catalog, rules: "VettingRules") -> AdapterDocument:
+    def _rules_for(self, look: "_Look", rules: "VettingRules") -> "VettingRules":
+        """The rules for those who look, who cannot ask the index: they know what this crawl has
+        accepted so far, and `_finish` asks for the rest."""
+
+        def holder_of(sha256: str, adapter_id: str) -> str | None:
+            return self.outcomes.holder_before(sha256, adapter_id, look.place)
+
+        return replace(rules, holder_of=holder_of)
+
+    def _finish(self, look: "_Look", catalog: Catalog) -> AdapterDocument:
         """The document of an adapter that was looked at, kept and recorded."""
         if look.recorded is not None:
-            return look.recorded
+            return self._confirm(look.recorded, look, catalog)
         document, evidence = look.document, look.evidence
         assert document is not None and evidence is not None
         try:
+            holders = self._holders(document, catalog)
+            document = self._unless_held(document, look.place, holders)
             if document.status == "accepted":
-                document = self._keep(self._unless_held(document, catalog, rules), evidence)
+                document = self._keep(document, evidence)
             if not self.request.dry_run and not _tells_nothing(document, catalog):
                 again = document.status == "failed" or document.reason in MAY_CHANGE
                 details = details_of(evidence) if document.status == "accepted" else None
-                catalog.record(document, None if again else look.stamp, details)
+                later = self._later(holders, look)
+                catalog.record(document, None if again else look.stamp, details, later)
         finally:
             evidence.discard()
         self.bytes_read += evidence.bytes_read
         return document
 
-    def _unless_held(
-        self, document: AdapterDocument, catalog: Catalog, rules: "VettingRules"
+    def _confirm(
+        self, recorded: AdapterDocument, look: "_Look", catalog: Catalog
     ) -> AdapterDocument:
-        """The document, refused where an accepted adapter has the same weights."""
-        sha256 = document.sha256 or ""
-        holder = rules.holder_of(sha256, document.id) or catalog.holder_of(
-            sha256, document.id, pool=self.request.base_model
-        )
-        if holder is None:
-            return document
-        from recycle_cli.store.vetting import held
+        """The document of an adapter that has not changed. A crawl that was killed, or another one
+        at the same time, may have left it one of several that hold the same weights."""
+        holders = self._holders(recorded, catalog)
+        document = self._unless_held(recorded, look.place, holders)
+        later = self._later(holders, look)
+        if not self.request.dry_run and (later or document.status != recorded.status):
+            catalog.record(document, look.stamp, None, later)
+        return document
 
-        problem = held(holder)
-        return document.model_copy(
-            update={"status": "rejected", "reason": problem.code, "detail": problem.message}
+    def _holders(self, document: AdapterDocument, catalog: Catalog) -> list[AdapterDocument]:
+        """The adapters in the index that hold the weights of an accepted one too."""
+        if document.status != "accepted" or document.sha256 is None:
+            return []
+        return catalog.holders_of(document.sha256, document.id, pool=self.request.base_model)
+
+    def _later(self, holders: Sequence[AdapterDocument], look: "_Look") -> list[AdapterDocument]:
+        return [one for one in holders if self.outcomes.comes_after(one, look.place)]
+
+    def _unless_held(
+        self, document: AdapterDocument, place: int, recorded: Sequence[AdapterDocument] = ()
+    ) -> AdapterDocument:
+        """The document, refused where an adapter that comes before holds the same weights.
+
+        Args:
+            document: of the adapter at this place.
+            place: in the order of this crawl.
+            recorded: who holds the same weights by the index.
+        """
+        if document.status != "accepted" and document.reason != DUPLICATE:
+            return document
+        holder = self.outcomes.holder_before(document.sha256, document.id, place) or next(
+            (one.id for one in recorded if self.outcomes.holds_against(one, place)), None
         )
+        return document if holder is None else duplicate_of(document, holder)
 
     def _keep(self, document: AdapterDocument, evidence: "Evidence") -> AdapterDocument:
         """Keeps an accepted adapter; its document with the path it is kept under."""
-        if document.status != "accepted" or self.request.dry_run:
+        if self.request.dry_run:
             return document
         from recycle_cli.store.room import NoRoom
         from recycle_cli.store.vetting import UNREADABLE
@@ -197,12 +236,10 @@ class _Crawl:
         self.counts[document.status] += 1
         if document.reason is not None:
             self.reasons[document.reason] += 1
-        if document.status == "accepted" and document.sha256 is not None:
-            self.accepted[document.sha256] = document.id
-            if document.path is None:  # a dry run, and it is not in the cache yet
-                self.to_come += 1
-                self.bytes_to_come += document.size_bytes or 0
-        self.progress.advance(f"{document.id}: {document.reason or document.status}")
+        if document.status == "accepted" and document.path is None:
+            # A dry run, and it is not in the cache yet.
+            self.to_come += 1
+            self.bytes_to_come += document.size_bytes or 0
 
     def _summary(self, elapsed_s: float) -> CrawlDocument:
         request = self.request
@@ -239,6 +276,7 @@ class _Look:
     """A look at one adapter: what is recorded of it, or what vetting finds."""
 
     found: "Found"
+    place: int
     stamp: str | None
     recorded: AdapterDocument | None = None
     document: AdapterDocument | None = None
@@ -255,7 +293,7 @@ class _Look:
         row = catalog.unchanged(found.source, found.origin, self.stamp, found.revision, pool)
         if row is None or row.id != found.id:
             return self
-        if row.reason == "duplicate":
+        if row.reason == DUPLICATE:
             holds = catalog.holder_of(row.sha256 or "", row.id, pool=pool) is not None
         elif row.status == "accepted":
             path, size = row.path, row.size_bytes

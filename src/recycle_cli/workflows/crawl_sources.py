@@ -12,7 +12,7 @@ from recycle_cli.lora.base_names import copies_of
 from recycle_cli.progress import Progress
 from recycle_cli.settings import Settings
 from recycle_cli.store.text import expanded
-from recycle_cli.workflows.workers import in_order
+from recycle_cli.workflows.workers import as_finished
 
 if TYPE_CHECKING:
     from recycle_cli.store.evidence import Evidence, Found
@@ -155,16 +155,20 @@ class HubSource(CrawlSource):
             )
         progress.stage("listing adapters")
         found = self.hub.adapters_of(names, request.author, request.limit)
-        return sorted(found, key=lambda one: one.created_at or "")
+        return sorted(found, key=lambda one: (one.created_at or "", one.id))
 
     def _listed_ids(self, progress: Progress) -> "list[HubRepository]":
         ids = list(dict.fromkeys(self._request.ids))[: self._request.limit]
         progress.stage("asking for the commits of a list", len(ids))
-        found = []
-        for repository in in_order(self._ask, ids, self.workers):
+        found: dict[int, HubRepository] = {}
+
+        def ask(place: int) -> "tuple[int, HubRepository]":
+            return place, self._ask(ids[place])
+
+        for place, repository in as_finished(ask, range(len(ids)), self.workers):
             progress.advance(repository.id)
-            found.append(repository)
-        return found
+            found[place] = repository
+        return [found[place] for place in range(len(ids))]
 
     def _ask(self, named: str) -> "HubRepository":
         from recycle_cli.store.hub import Unreachable, pinned, unread
