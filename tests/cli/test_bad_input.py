@@ -226,7 +226,7 @@ EVAL = "eval plain --base-model model"
         (f"{EVAL} --task few.jsonl", ("no test rows",)),
         (f"{EVAL} --task leaky", ("40 test rows", "--allow-overlap")),
         (f"{EVAL} --task open --metric acc", ("needs choices",)),
-        (f"{EVAL} --task task --metric f1", ("'f1'",)),
+        (f"{EVAL} --task task --metric f2", ("'f2'", "did you mean f1")),
         (f"{EVAL} --task task --baseline best", ("'best'", "plain")),
         (f"{EVAL} --task task --fail-under acc", ("acc",)),
         (f"{EVAL} --task task --fail-under acc=nan", ("acc=nan",)),

@@ -192,5 +192,5 @@ def test_bad_configurations() -> None:
         lm_eval_config("t", ["a", ""], CLOSED[:2], "acc")
     with pytest.raises(ValueError, match="'acc' needs choices in every row"):
         lm_eval_config("t", ["a"], [Row("a", "b")], "acc")
-    with pytest.raises(InputError, match="unknown metric 'f1'"):
-        lm_eval_config("t", ["a"], CLOSED[:1], "f1")
+    with pytest.raises(InputError, match="unknown metric 'bleu'"):
+        lm_eval_config("t", ["a"], CLOSED[:1], "bleu")

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycle_cli.errors import InputError, RecycleError
-from recycle_cli.evaluation.metrics import METRICS, choose, exact_match, find_metric, normalise
+from recycle_cli.evaluation.metrics import (
+    METRICS,
+    choose,
+    exact_match,
+    find_metric,
+    find_task_metric,
+    normalise,
+    rouge_l,
+    token_f1,
+)
 
 # The white space that is not removed but stripped, before full stops are, is left out.
 ONE_LINE = st.text(
@@ -104,8 +113,64 @@ def test_find_metric() -> None:
     assert {name: metric.needs_choices for name, metric in METRICS.items()} == {
         "acc": True,
         "exact_match": False,
+        "f1": False,
+        "rouge_l": False,
+        "perplexity": False,
     }
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == [
+        "perplexity"
+    ]
     assert find_metric("acc").name == "acc"
     with pytest.raises(InputError, match="unknown metric 'exactmatch'") as caught:
         find_metric("exactmatch")
     assert "did you mean exact_match?" in caught.value.hint
+
+
+def test_a_task_may_not_name_what_eval_alone_computes() -> None:
+    assert find_task_metric("exact_match").name == "exact_match"
+    with pytest.raises(InputError, match="a task cannot have 'f1' as its metric") as caught:
+        find_task_metric("f1")
+    assert "recycle eval --metric f1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "f1"),
+    [
+        ("the red house", "a red house", 1.0),
+        ("Red, red house!", "red house", 4 / 5),  # precision 2/3, recall 1
+        ("red", "red house on a hill", 2 / 5),  # words: red house on hill
+        ("blue", "red", 0.0),
+        ("", "red", 0.0),
+        ("the", "", 1.0),
+        ("красный дом",
+         "красный", 2 / 3),
+    ],
+)  # fmt: skip
+def test_token_f1_by_hand(prediction: str, answer: str, f1: float) -> None:
+    assert token_f1(prediction, answer) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "score"),
+    [
+        ("police killed the gunman", "police kill the gunman", 3 / 4),
+        ("the gunman kill police", "police kill the gunman", 2 / 4),
+        # The longest common sequence is "a c d": precision 3/5, recall 3/4.
+        ("a x c y d", "a b c d", 2 / 3),
+        ("A, c; D.", "a b c d", 6 / 7),
+        ("", "a", 0.0),
+        ("été rouge", "été bleu", 1 / 2),
+    ],
+)
+def test_rouge_l_by_hand(prediction: str, answer: str, score: float) -> None:
+    assert rouge_l(prediction, answer) == pytest.approx(score)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=9), st.lists(st.sampled_from("abcd"), max_size=9))
+def test_rouge_l_is_that_of_the_package_where_words_are_english(
+    ours: list[str], theirs: list[str]
+) -> None:
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+    stock = RougeScorer(["rougeL"]).score(" ".join(theirs), " ".join(ours))
+    assert rouge_l(" ".join(ours), " ".join(theirs)) == stock["rougeL"].fmeasure

@@ -219,7 +219,7 @@ def test_folder_named_as_a_file_cannot_be_read(tmp_path: Path) -> None:
         ("train: a.jsonl\ncolumns: input", "columns is the text 'input', not a mapping"),
         ("train: a.jsonl\ncolumns: {inputs: q}", "unknown column in"),
         ("train: a.jsonl\ncolumns: {input: 3}", "columns.input is the number 3, not text"),
-        ("train: a.jsonl\nmetric: f1", "unknown metric 'f1'"),
+        ("train: a.jsonl\nmetric: f1", "a task cannot have 'f1'"),
         ("train: a.jsonl\nmetric: acc", "the metric 'acc' needs choices, and training row 2"),
         ("test: a.jsonl\nmetric: acc", "the metric 'acc' needs choices, and test row 2"),
     ],

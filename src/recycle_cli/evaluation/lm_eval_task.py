@@ -1,4 +1,4 @@
-"""lm-eval as the reference scorer: a task as its configuration, and a run of it in memory.
+"""A task of one's own as an lm-eval task in memory.
 
 lm-eval is EleutherAI's evaluation harness, whose numbers others can check. A faster scorer is
 right when it agrees with this one row by row. Two of lm-eval's habits matter for that:
@@ -9,16 +9,21 @@ right when it agrees with this one row by row. Two of lm-eval's habits matter fo
   the number that the prompt has alone.
 """
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recycle_cli.errors import InputError
-from recycle_cli.evaluation.metrics import ACC, EXACT_MATCH, find_metric
+from recycle_cli.evaluation.lm_eval_run import TaskOutcome, run, without_chatter
+from recycle_cli.evaluation.metrics import (
+    ACC,
+    EXACT_MATCH,
+    F1,
+    PERPLEXITY,
+    ROUGE_L,
+    find_metric,
+    rouge_l,
+    token_f1,
+)
 from recycle_cli.evaluation.tasks import Row
 
 SPLIT = "test"
@@ -28,43 +33,20 @@ SPLIT = "test"
 NORMALISE_PATTERNS = [r"(?s)^.*####", r" ", r"^\s+|\s+$", r"^\.+|\.+$"]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What lm-eval found for one row.
-
-    Args:
-        row: the row's place in the task, from 0.
-        scores: 0 or 1 for each metric of the configuration.
-        log_likelihoods: in nats, one for each choice; empty where text was generated.
-        text: the generated text up to the end-of-sequence token; None where choices were scored.
-    """
-
-    row: int
-    scores: dict[str, float]
-    log_likelihoods: tuple[float, ...]
-    text: str | None
-
-
-@dataclass(frozen=True)
-class LmEvalResult:
-    """The mean of each metric, and the samples in the order of the rows."""
-
-    metrics: dict[str, float]
-    samples: tuple[Sample, ...]
-
-
 def lm_eval_config(
     name: str,
     prompts: Sequence[str],
     rows: Sequence[Row],
     metric: str,
     max_new_tokens: int = 32,
+    delimiter: str = "",
+    answer_tokens: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The lm-eval task that scores these prompts, with its data in memory.
 
     `acc` becomes a `multiple_choice` task with lm-eval's `acc` and `acc_norm`, of which the second
-    is ours; `exact_match` becomes a greedy `generate_until` task that ends at the end-of-sequence
-    token alone.
+    is ours; `exact_match`, `f1` and `rouge_l` a greedy `generate_until` task that ends at the
+    end-of-sequence token alone; `perplexity` a `loglikelihood` task.
 
     Args:
         name: the name of the task.
@@ -72,6 +54,8 @@ def lm_eval_config(
         rows: the rows that the prompts were made from.
         metric: a key of `metrics.METRICS`.
         max_new_tokens: the longest answer to generate, in tokens.
+        delimiter: what stands between prompt and answer; it is no part of a choice's length.
+        answer_tokens: for `perplexity`, how many tokens each answer is.
 
     Raises:
         InputError: there is no such metric.
@@ -82,6 +66,12 @@ def lm_eval_config(
         raise ValueError(f"{len(prompts)} prompts for {len(rows)} rows, or an empty prompt")
     if find_metric(metric).needs_choices and not all(row.choices for row in rows):
         raise ValueError(f"the metric {metric!r} needs choices in every row")
+    if metric == ACC:
+        fields = _choice_fields(prompts, rows)
+    elif metric == PERPLEXITY:
+        fields = _perplexity_fields(prompts, rows, answer_tokens)
+    else:
+        fields = _generation_fields(prompts, rows, metric, max_new_tokens)
     return {
         "task": name,
         "test_split": SPLIT,
@@ -89,11 +79,10 @@ def lm_eval_config(
         # neither Jinja nor a guess at literals touches the text.
         "doc_to_text": "prompt",
         "doc_to_target": "answer",
-        "target_delimiter": "",
+        "target_delimiter": delimiter,
         "num_fewshot": 0,
         "metadata": {"version": 1},
-        **(_choice_fields(prompts, rows) if metric == ACC else {}),
-        **(_generation_fields(prompts, rows, max_new_tokens) if metric == EXACT_MATCH else {}),
+        **fields,
     }
 
 
@@ -111,22 +100,68 @@ def _choice_fields(prompts: Sequence[str], rows: Sequence[Row]) -> dict[str, Any
 
 
 def _generation_fields(
-    prompts: Sequence[str], rows: Sequence[Row], max_new_tokens: int
+    prompts: Sequence[str], rows: Sequence[Row], metric: str, max_new_tokens: int
 ) -> dict[str, Any]:
     records = [
         {"prompt": prompt, "answer": row.output} for prompt, row in zip(prompts, rows, strict=True)
     ]
-    normalising = {"regexes_to_ignore": NORMALISE_PATTERNS, "ignore_case": True}
+    scorers = {
+        EXACT_MATCH: {
+            **_mean_of(EXACT_MATCH),
+            "regexes_to_ignore": NORMALISE_PATTERNS,
+            "ignore_case": True,
+        },
+        F1: _mean_of(_as_lm_eval_calls_it(F1, token_f1)),
+        ROUGE_L: _mean_of(_as_lm_eval_calls_it(ROUGE_L, rouge_l)),
+    }
     return {
         "custom_dataset": _in_memory(records),
         "output_type": "generate_until",
         "generation_kwargs": {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False},
-        "metric_list": [{**_mean_of(EXACT_MATCH), **normalising}],
+        "metric_list": [scorers[metric]],
     }
 
 
-def _mean_of(metric: str) -> dict[str, Any]:
+def _perplexity_fields(
+    prompts: Sequence[str], rows: Sequence[Row], answer_tokens: Sequence[int]
+) -> dict[str, Any]:
+    records = [
+        {"prompt": prompt, "answer": row.output, "tokens": tokens}
+        for prompt, row, tokens in zip(prompts, rows, answer_tokens, strict=True)
+    ]
+    # lm-eval's own `perplexity` is a mean over rows; this one is over tokens, so that a long answer
+    # counts for as much as several short ones of the same length together.
+    return {
+        "custom_dataset": _in_memory(records),
+        "output_type": "loglikelihood",
+        "process_results": _with_tokens,
+        "metric_list": [
+            {
+                "metric": PERPLEXITY,
+                "aggregation": "weighted_perplexity",
+                "higher_is_better": False,
+            }
+        ],
+    }
+
+
+def _with_tokens(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+    log_likelihood, _ = results[0]
+    return {PERPLEXITY: (log_likelihood, doc["tokens"])}
+
+
+def _mean_of(metric: Any) -> dict[str, Any]:
     return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _as_lm_eval_calls_it(
+    name: str, score: Callable[[str, str], float]
+) -> Callable[[list[str], list[str]], float]:
+    def scored(references: list[str], predictions: list[str]) -> float:
+        return score(predictions[0], references[0])
+
+    scored.__name__ = name
+    return scored
 
 
 def _in_memory(records: list[dict[str, Any]]) -> Any:
@@ -140,10 +175,19 @@ def _in_memory(records: list[dict[str, Any]]) -> Any:
     return load
 
 
+def load_config(config: dict[str, Any]) -> Any:
+    """The task of a configuration, as lm-eval loads it, without lm-eval's index of tasks."""
+    from lm_eval.tasks import TaskManager
+
+    with without_chatter():
+        return TaskManager(include_defaults=False).load([config])
+
+
 def run_lm_eval(
     model: Any, tokenizer: Any, config: dict[str, Any], batch_size: int = 8
-) -> LmEvalResult:
-    """Scores a loaded model on a task with lm-eval, offline and without its task index.
+) -> TaskOutcome:
+    """Scores a loaded model on a task with lm-eval's stock model class: the reference that faster
+    ways are compared with.
 
     Args:
         model: a transformers or PEFT causal language model, in evaluation mode.
@@ -157,11 +201,9 @@ def run_lm_eval(
     """
     # Imported before the streams are redirected: logging handlers keep the stream they find.
     import datasets  # noqa: F401
-    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    with _without_chatter():
+    with without_chatter():
         lm = HFLM(
             pretrained=model,
             tokenizer=tokenizer,
@@ -169,54 +211,31 @@ def run_lm_eval(
             device=str(model.device),
             softmax_dtype="float32",
         )
-        loaded = TaskManager(include_defaults=False).load([config])
-        _check_lengths(lm, loaded["tasks"][config["task"]])
-        output = evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
-    return _read_output(output, config)
+    loaded = load_config(config)
+    check_lengths(lm, loaded["tasks"][config["task"]])
+    (task,) = run(lm, loaded).tasks
+    return task
 
 
-def _check_lengths(lm: Any, task: Any) -> None:
+def check_lengths(lm: Any, task: Any) -> None:
+    """Checks that the rows of a task made here fit into the model's context.
+
+    Raises:
+        InputError: one does not; lm-eval would cut it and score what is left.
+    """
+    delimiter = task.config.target_delimiter
     for number, doc in enumerate(task.test_docs(), start=1):
-        if "choices" in doc:
-            longest = max(len(lm.tok_encode(doc["prompt"] + choice)) for choice in doc["choices"])
-        else:
+        if task.OUTPUT_TYPE == "generate_until":
             room = task.config.generation_kwargs["max_gen_toks"]
             longest = len(lm.tok_encode(doc["prompt"])) + room
+        else:
+            answers = doc.get("choices") or [doc["answer"]]
+            longest = max(
+                len(lm.tok_encode(f"{doc['prompt']}{delimiter}{answer}")) for answer in answers
+            )
         if longest > lm.max_length:
             raise InputError(
                 f"row {number} of the task takes {longest} tokens with its answer; the model's "
                 f"context holds {lm.max_length}",
                 "shorten or leave out the row: scoring a cut prompt would answer another question",
             )
-
-
-def _read_output(output: dict[str, Any], config: dict[str, Any]) -> LmEvalResult:
-    name = config["task"]
-    metrics = [entry["metric"] for entry in config["metric_list"]]
-    samples = sorted(output["samples"][name], key=lambda sample: sample["doc_id"])
-    return LmEvalResult(
-        metrics={metric: float(output["results"][name][f"{metric},none"]) for metric in metrics},
-        samples=tuple(_read_sample(sample, metrics) for sample in samples),
-    )
-
-
-def _read_sample(sample: dict[str, Any], metrics: list[str]) -> Sample:
-    responses = sample["filtered_resps"]
-    generated = isinstance(responses[0], str)
-    return Sample(
-        row=sample["doc_id"],
-        scores={metric: float(sample[metric]) for metric in metrics},
-        log_likelihoods=() if generated else tuple(float(value) for value, _ in responses),
-        text=responses[0] if generated else None,
-    )
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keeps stdout for results: prints go to stderr, progress bars only to a terminal."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if not sys.stderr.isatty():
-            sink = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stderr(sink))
-        yield

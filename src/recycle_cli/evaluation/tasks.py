@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recycle_cli.errors import InputError, unknown_name
-from recycle_cli.evaluation.metrics import ACC, EXACT_MATCH, find_metric, normalise
+from recycle_cli.evaluation.metrics import ACC, EXACT_MATCH, find_task_metric, normalise
 
 TASK_FILE = "task.yaml"
 TRAIN_FILE = "train.jsonl"
@@ -46,7 +46,7 @@ class Task:
             place or the formatting of the files.
         train: may be empty.
         test: may be empty, but not both.
-        metric: a key of `metrics.METRICS`.
+        metric: `acc` or `exact_match`.
     """
 
     name: str
@@ -208,7 +208,7 @@ def _yaml_recipe(path: Path) -> _Recipe:
                 f"give a path relative to the {TASK_FILE}",
             )
     if "metric" in texts:
-        find_metric(texts["metric"])
+        find_task_metric(texts["metric"])
     return _Recipe(
         name=texts.get("name", path.absolute().parent.name),
         train=parts.get("train"),
@@ -370,7 +370,7 @@ def _decide_metric(
     metric = recipe.metric or (ACC if closed else EXACT_MATCH)
     for part, rows in (("training", train), ("test", test)):
         for number, row in enumerate(rows, start=1):
-            if find_metric(metric).needs_choices and not row.choices:
+            if find_task_metric(metric).needs_choices and not row.choices:
                 raise InputError(
                     f"{source}: the metric {metric!r} needs choices, and {part} row {number} has "
                     "none",

@@ -1,7 +1,7 @@
 """Writing a merge: as an adapter, as an adapter with a residual, or into a model's weights."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -183,7 +183,7 @@ def write_merged_model(
         form=MODEL,
         cuts=dict(sorted(cuts.items())),
         rank=max(cut.rank for cut in cuts.values()),
-        sha256=_digest(folder, files),
+        sha256=model_sha256(folder, files),
         max_logit_deviation=deviation,
     )
 
@@ -249,8 +249,8 @@ def _deviation(name: str, update: "ModelUpdate", folder: Path, settings: Setting
     return float((apart - merged).abs().max())
 
 
-def _digest(folder: Path, files: list[str]) -> str:
-    """The sha256 over those of the weights files, in the order of their names."""
+def model_sha256(folder: Path, files: Sequence[str]) -> str:
+    """The sha256 of a model: over those of its weights files, in the order given."""
     from recycle_cli.lora.folder import file_sha256
 
     whole = hashlib.sha256()
