@@ -20,8 +20,16 @@ from support.strangers import BASE_MODEL
 
 from recycle_cli.errors import RecycleError
 from recycle_cli.lora.config import AdapterProblem
-from recycle_cli.store import hub as client
-from recycle_cli.store.hub import Hub, HubRepository, Unreachable, pinned, unread
+from recycle_cli.store.hub import Hub
+from recycle_cli.store.hub_errors import NO_SUCH_FILE, Unreachable
+from recycle_cli.store.hub_repository import (
+    FIELDS,
+    SHA,
+    HubRepository,
+    parse_repository,
+    pinned,
+    unread,
+)
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def test_files_are_read_up_to_a_limit(stand: StandIn, hub: Hub) -> None:
     assert hub.read(one, CONFIG, 7) == whole[:7]
     with pytest.raises(AdapterProblem) as caught:
         hub.read(one, "absent.json", 7)
-    assert caught.value.code == client.NO_SUCH_FILE
+    assert caught.value.code == NO_SUCH_FILE
     with pytest.raises(AdapterProblem) as caught:
         hub.read(hub.repository("shop/three"), CONFIG, 7)
     assert caught.value.code == "gated"
@@ -150,7 +158,7 @@ def test_an_answer_that_breaks_off_is_asked_for_three_times(stand: StandIn, hub:
 def test_an_answer_without_end_is_not_read_to_its_end(
     stand: StandIn, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "MAX_PAGE_BYTES", 1000)
+    monkeypatch.setattr("recycle_cli.store.hub_requests.MAX_ANSWER_BYTES", 1000)
     stand.faults.append(Fault("/api/models", faults.longer(5000)))
     with pytest.raises(Unreachable, match="more than 1000 bytes"):
         hub.repository("lab/one")
@@ -234,16 +242,16 @@ JSON = st.recursive(
 )
 ENTRY = st.fixed_dictionaries(
     {"id": st.just("lab/one") | JSON, "sha": st.just("a" * 40) | JSON},
-    optional=dict.fromkeys((*client.FIELDS[2:], "author"), JSON),
+    optional=dict.fromkeys((*FIELDS[2:], "author"), JSON),
 )
 
 
 @given(ENTRY | JSON)
 def test_no_entry_of_a_listing_raises(entry: Any) -> None:
-    one = client._parse(entry)
+    one = parse_repository(entry)
     if one is None:
         return
-    assert client.SHA.fullmatch(one.sha)
+    assert SHA.fullmatch(one.sha)
     assert one.id == "lab/one" or "/" not in one.id or one.id.count("/") == 1
     assert all("/" not in name for name in one.files)
     assert all(tag.isprintable() for tag in one.tags)

@@ -14,7 +14,8 @@ from support.hub import Hub as StandIn
 from support.hub.messages import Answer
 
 from recycle_cli.lora.config import AdapterProblem
-from recycle_cli.store.hub import Hub, Unreachable
+from recycle_cli.store.hub import Hub
+from recycle_cli.store.hub_errors import Unreachable
 from recycle_cli.store.remote_weights import FIRST_BYTES, RemoteWeights, Tampered
 from recycle_cli.store.safetensors_header import parse_header
 

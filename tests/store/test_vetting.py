@@ -314,8 +314,9 @@ def test_repositories_that_cannot_be_read(
     from support.strangers import BASE_MODEL
     from support.strangers import base_shapes as pico_shapes
 
-    from recycle_cli.store.hub import Hub, pinned
+    from recycle_cli.store.hub import Hub
     from recycle_cli.store.hub_evidence import HubEvidence
+    from recycle_cli.store.hub_repository import pinned
     from recycle_cli.store.room import Room
 
     repository = adapter("lab/one", **facts)

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.hub import Hub
+from recycle_cli.store.hub_requests import Patience
 from recycle_cli.workflows.crawl import crawl
 from recycle_cli.workflows.crawl_request import CrawlRequest
 from support import hub as stand_in
@@ -138,6 +139,7 @@ class Crawler:
         self.settings = Settings(home)
         self.request = replace(CrawlRequest(None, BASE_MODEL), **request)
         self.heard = Heard()
+        self.patience: Patience | None = None
         self.summary = CrawlDocument(
             source="", base_model="", counts={}, reasons={}, requests=0, bytes=0, elapsed_s=0
         )
@@ -153,7 +155,7 @@ class Crawler:
                 self.settings,
                 base_shapes(),
                 self.heard,
-                Hub(self.stand.url),
+                Hub(self.stand.url, self.patience),
             )
         assert isinstance(summary, CrawlDocument)
         self.summary, self.log = summary, list(self.stand.requests)

@@ -11,7 +11,9 @@ from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE
 from recycle_cli.store.cache import UNFINISHED_PREFIX, is_whole
 from recycle_cli.store.evidence import MAX_CONFIG_BYTES, Evidence, no_safetensors
 from recycle_cli.store.folder import CARD_FILE, MAX_CARD_BYTES, Card
-from recycle_cli.store.hub import NO_SUCH_FILE, Hub, HubRepository, Unreachable
+from recycle_cli.store.hub import Hub
+from recycle_cli.store.hub_errors import NO_SUCH_FILE, Unreachable
+from recycle_cli.store.hub_repository import HubRepository
 from recycle_cli.store.once import cached_property
 from recycle_cli.store.remote_weights import RemoteWeights
 from recycle_cli.store.room import Room

@@ -13,14 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from recycle_cli.errors import RecycleError
 from recycle_cli.lora.config import AdapterProblem
 from recycle_cli.lora.folder import WEIGHTS_FILE
-from recycle_cli.store.hub import (
-    Broken,
-    Hub,
-    HubRepository,
-    Unreachable,
-    again_where_broken,
-    explained,
-)
+from recycle_cli.store.hub import Hub
+from recycle_cli.store.hub_errors import Broken, Unreachable, again_where_broken, explained
+from recycle_cli.store.hub_repository import HubRepository
 from recycle_cli.store.once import cached_property
 from recycle_cli.store.safetensors_header import (
     LENGTH_BYTES,

@@ -100,8 +100,9 @@ def _evidence_of(document: AdapterDocument, settings: Settings, hub: "Hub | None
         raise RecycleError(
             f"{document.id} is on the Hub, and there is no network", "try again online"
         )
-    from recycle_cli.store.hub import Hub, HubRepository
+    from recycle_cli.store.hub import Hub
     from recycle_cli.store.hub_evidence import HubEvidence
+    from recycle_cli.store.hub_repository import HubRepository
     from recycle_cli.store.room import Room
 
     repository = HubRepository(document.id, document.revision or "", listed=False)

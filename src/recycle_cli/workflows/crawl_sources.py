@@ -16,7 +16,8 @@ from recycle_cli.workflows.workers import as_finished
 
 if TYPE_CHECKING:
     from recycle_cli.store.evidence import Evidence, Found
-    from recycle_cli.store.hub import Hub, HubRepository
+    from recycle_cli.store.hub import Hub
+    from recycle_cli.store.hub_repository import HubRepository
     from recycle_cli.store.room import Room
     from recycle_cli.workflows.crawl_request import CrawlRequest
 
@@ -171,7 +172,8 @@ class HubSource(CrawlSource):
         return [found[place] for place in range(len(ids))]
 
     def _ask(self, named: str) -> "HubRepository":
-        from recycle_cli.store.hub import Unreachable, pinned, unread
+        from recycle_cli.store.hub_errors import Unreachable
+        from recycle_cli.store.hub_repository import pinned, unread
 
         repo_id, _, revision = named.partition("@")
         try:
@@ -181,8 +183,8 @@ class HubSource(CrawlSource):
 
     def evidence(self, found: "Found") -> "Evidence":
         """See `CrawlSource`."""
-        from recycle_cli.store.hub import HubRepository
         from recycle_cli.store.hub_evidence import HubEvidence
+        from recycle_cli.store.hub_repository import HubRepository
 
         assert isinstance(found, HubRepository)
         return HubEvidence(found, self.hub, self._adapters_folder, self._room, self._go_on)

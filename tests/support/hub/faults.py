@@ -75,6 +75,11 @@ def slow(delay_s: float) -> Action:
     return lambda answer: replace(answer, delay_s=delay_s)
 
 
+def dripping(piece: int, pause_s: float) -> Action:
+    """The body comes so many bytes at a time, with a pause behind each."""
+    return lambda answer: replace(answer, piece=piece, pause_s=pause_s)
+
+
 def hanging() -> Action:
     """Nothing is ever answered; the connection stays open until the server ends."""
     return lambda answer: replace(answer, never=True)

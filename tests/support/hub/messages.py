@@ -97,6 +97,8 @@ class Answer:
         whole: the file that the body is a range of.
         sent: how many bytes of the body go out before the connection is closed; None for all.
         delay_s: seconds before the first byte.
+        piece, pause_s: how many bytes of the body go out at once, and the seconds between; None
+            for all of them.
         never: nothing is answered until the server ends.
     """
 
@@ -106,6 +108,8 @@ class Answer:
     whole: bytes | None = None
     sent: int | None = None
     delay_s: float = 0.0
+    piece: int | None = None
+    pause_s: float = 0.0
     never: bool = False
 
     def with_headers(self, **headers: str) -> "Answer":

@@ -227,7 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body[: answer.sent])
+            body = answer.body[: answer.sent]
+            size = answer.piece or max(1, len(body))
+            for start in range(0, len(body), size):
+                self.wfile.write(body[start : start + size])
+                self.wfile.flush()
+                self._hub.ending.wait(answer.pause_s)
             self.close_connection |= answer.sent is not None
 
     def log_message(self, format: str, *args: Any) -> None:
