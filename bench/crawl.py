@@ -34,6 +34,16 @@ REFUSED: tuple[Mapping[str, Any], ...] = (
     {"peft_type": "LOHA"},
     {"r": 4},  # which the tensors do not have, so that the header has to be asked
 )
+LARGE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+}
+LARGE_ONES = 16
 SCRIPT = """
 import sys
 from bench.crawl import crawl_as_the_authors
@@ -63,6 +73,36 @@ def comparisons() -> Iterator[Row]:
             yield run.row("the same again", ("-m", "recycle_cli", *crawl))
             yield run.row("recycle index list", ("-m", "recycle_cli", *index))
             yield run.row("the authors' way", ("-c", SCRIPT, BASE_MODEL))
+    yield _large()
+
+
+def _large() -> Row:
+    """Adapters whose weights are most of the memory that there is to save."""
+    with TemporaryDirectory() as name, _large_hub(Path(name)) as hub:
+        run = _Run(hub, Path(name), LARGE_ONES)
+        words = ("-m", "recycle_cli", "crawl", "hub", "--base-model", BASE_MODEL, "--json")
+        return run.row("recycle crawl, of 84 MB each", words)
+
+
+def _large_hub(folder: Path) -> Any:
+    """A stand-in Hub with adapters of rank 128 for the layers of a model of a billion numbers."""
+    sys.path.insert(0, str(TESTS))
+    from support.hub import Hub, Repository
+    from support.strangers.draft import Draft
+
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text(json.dumps(LARGE))
+    shapes = {name: one for name, one in _shapes(str(folder / "base")).items() if "layers" in name}
+    import torch
+
+    def repository(number: int) -> Repository:
+        draft = Draft(BASE_MODEL, Random(f"large/{number}"), shapes=shapes, dtype=torch.bfloat16)
+        draft.config |= {"r": 128, "lora_alpha": 1}
+        draft.adapt(*SEVEN)
+        return draft.finish(f"lab/large-{number}", f"2000-01-{number + 1:02d}T00:00:00.000Z")
+
+    base = Repository.from_folder(BASE_MODEL, folder / "base")
+    return Hub([base, *map(repository, range(LARGE_ONES))])
 
 
 def _hub(count: int, folder: Path) -> Any:

@@ -1,6 +1,8 @@
 import math
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from support.small_pool import crawl_pool, put_adapter
 
 from recycle_cli.errors import InputError
+from recycle_cli.records import AdapterDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import AdapterQuery, Catalog
 from recycle_cli.store.vetting import CHECKS
@@ -172,3 +175,25 @@ def test_asking_makes_no_index(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no adapter 'a'"):
         show_adapter("a", settings)
     assert not settings.home.exists()
+
+
+FIGURES = """
+import sys
+from pathlib import Path
+from recycle_cli.settings import Settings
+from recycle_cli.workflows.index import pool_statistics
+document = pool_statistics(Settings(Path(sys.argv[1])))
+print([step.reason for step in document.funnel], "torch" in sys.modules)
+"""
+
+
+def test_the_figures_load_no_torch(tmp_path: Path) -> None:
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        for number, reason in enumerate(("norm_out_of_range", "dora", "gated")):
+            document = AdapterDocument(
+                id=reason, source="hub", origin=reason, status="rejected", reason=reason
+            )
+            catalog.record(document, str(number))
+    words = [sys.executable, "-c", FIGURES, str(tmp_path)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "['gated', 'dora', 'norm_out_of_range'] False"

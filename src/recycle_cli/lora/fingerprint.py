@@ -29,10 +29,11 @@ def project(update: ModelUpdate) -> dict[str, list[float]]:
     Args:
         update: modules are asked for one at a time.
     """
-    return {module: _project(update[module]) for module in sorted(update)}
+    return {module: projections_of(update[module]) for module in sorted(update)}
 
 
-def _project(piece: LowRankUpdate) -> list[float]:
+def projections_of(piece: LowRankUpdate) -> list[float]:
+    """The 8 numbers of one module; see `project`."""
     rows, columns = piece.shape
     left = _vectors("out", rows) @ piece.B.double()  # (SIZE, rank)
     right = _vectors("in", columns) @ piece.A.double().T  # (SIZE, rank)

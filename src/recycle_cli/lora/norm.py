@@ -43,7 +43,7 @@ def total_norm(norms: Mapping[str, float]) -> float:
     return math.hypot(*norms.values())
 
 
-def fingerprint(update: ModelUpdate, norms: Mapping[str, float]) -> str:
+def fingerprint(ranks: Mapping[str, int], norms: Mapping[str, float]) -> str:
     """16 hex digits that adapters with the same update share, whichever factors of its
     rank it has.
 
@@ -51,8 +51,8 @@ def fingerprint(update: ModelUpdate, norms: Mapping[str, float]) -> str:
     fingerprints make two adapters suspects, not twins: a norm does not tell directions apart.
 
     Args:
-        update: the update.
-        norms: its `module_norms`.
+        ranks: module path -> rank.
+        norms: the `module_norms` of the same modules.
     """
-    lines = [f"{module} {update[module].rank} {norm:.3e}" for module, norm in norms.items()]
+    lines = [f"{module} {ranks[module]} {norm:.3e}" for module, norm in norms.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:FINGERPRINT_DIGITS]

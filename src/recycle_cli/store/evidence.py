@@ -1,30 +1,23 @@
 """What is known about one adapter under vetting, read when first asked for."""
 
 import abc
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem, parse_config
-from recycle_cli.lora.fingerprint import project
-from recycle_cli.lora.folder import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    open_weights,
-    pair_keys,
-    weights_sha256,
-)
-from recycle_cli.lora.norm import fingerprint, module_norms, total_norm
-from recycle_cli.lora.update import ModelUpdate
+from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE, pair_keys, weights_sha256
+from recycle_cli.lora.update import Lazy
+from recycle_cli.store.details import ModuleFacts
+from recycle_cli.store.factors import FactorsFile, Pair
 from recycle_cli.store.folder import Card, FoundFolder, read_card
 from recycle_cli.store.once import cached_property
 from recycle_cli.store.safetensors_header import TensorInfo, read_header
+from recycle_cli.store.update_facts import UpdateFacts, facts_of
 
 MAX_CONFIG_BYTES = 1_000_000
-Pair = tuple[TensorInfo, TensorInfo]
 
 
 class Found(Protocol):
@@ -113,11 +106,6 @@ class Evidence(abc.ABC):
     def weights_path(self) -> Path:
         """The whole weights file on this machine."""
 
-    def release(self) -> None:
-        """Forgets the tensors; what was made of them stays. Vetted adapters may have to wait, and
-        their tensors are most of the memory that they take."""
-        vars(self).pop("update", None)
-
     @property
     def weights_are_ours(self) -> bool:
         """Whether that file was made for this vetting, and may be moved away."""
@@ -156,38 +144,32 @@ class Evidence(abc.ABC):
         return {module: (self.header[a], self.header[b]) for module, (a, b) in keys}
 
     @cached_property
-    def update(self) -> ModelUpdate:
-        """The update itself, factors in float32."""
-        with open_weights(self.config, self.weights_path) as file:
-            return {module: file.read(module) for module in file.shapes}
+    def facts(self) -> UpdateFacts | None:
+        """What is known of the update; None where a factor holds a NaN or an infinity. Reads the
+        factors, one module at a time."""
+        with contextlib.closing(FactorsFile(self.weights_path, self.pairs, self.config)) as file:
+            return facts_of(Lazy(self.pairs, file.read))
 
-    @cached_property
-    def finite(self) -> bool:
-        """True when no factor holds a NaN or an infinity."""
-        return all(
-            bool(torch.isfinite(piece.A).all()) and bool(torch.isfinite(piece.B).all())
-            for piece in self.update.values()
-        )
-
-    @cached_property
-    def module_norms(self) -> dict[str, float]:
-        """The Frobenius norm of each module's update."""
-        return module_norms(self.update)
+    @property
+    def modules(self) -> Mapping[str, ModuleFacts]:
+        """The facts of each module."""
+        return self._finite_facts.modules
 
     @cached_property
     def norm(self) -> float:
         """The Frobenius norm of the whole update."""
-        return total_norm(self.module_norms)
-
-    @cached_property
-    def projection(self) -> dict[str, list[float]]:
-        """See `lora.fingerprint.project`."""
-        return project(self.update)
+        return self._finite_facts.norm
 
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the update."""
-        return fingerprint(self.update, self.module_norms)
+        return self._finite_facts.fingerprint
+
+    @property
+    def _finite_facts(self) -> UpdateFacts:
+        if self.facts is None:
+            raise AdapterProblem("non_finite", "its weights hold NaN or infinity")
+        return self.facts
 
 
 class FolderEvidence(Evidence):

@@ -313,14 +313,13 @@ class _Look:
         try:
             verdict = vet(evidence, rules, source.looks_at_tensors)
             if verdict.status == "accepted" and source.looks_at_tensors:
-                _ = evidence.weights_path, evidence.projection, evidence.card_text
+                _ = evidence.weights_path, evidence.card_text
         except Exception as error:
             if isinstance(error, RecycleError) and not isinstance(error, InputError):
                 evidence.discard()
                 raise  # of the disk, or of an end that was asked for: no adapter's fault
             verdict = unexpected(error)  # one bad adapter never stops the rest
         self.document = describe(evidence, verdict, rules)
-        evidence.release()
         return self
 
     def discard(self) -> None:

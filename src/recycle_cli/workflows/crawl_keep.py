@@ -41,16 +41,9 @@ def keep_evidence(evidence: "Evidence", base_model: str, settings: Settings, roo
 
 def details_of(evidence: "Evidence") -> "Details":
     """What the index holds of an adapter beside its document."""
-    from recycle_cli.store.details import Details, ModuleFacts
+    from recycle_cli.store.details import Details
 
-    norms, projection = evidence.module_norms, evidence.projection
-    return Details(
-        card=evidence.card_text,
-        modules={
-            module: ModuleFacts(a.shape[0], norms[module], projection[module])
-            for module, (a, _) in evidence.pairs.items()
-        },
-    )
+    return Details(card=evidence.card_text, modules=evidence.modules)
 
 
 def fetch_again(document: AdapterDocument, settings: Settings, hub: "Hub | None" = None) -> None:

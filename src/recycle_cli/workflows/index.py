@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import RecycleError
 from recycle_cli.progress import Progress, Silent
@@ -16,8 +16,12 @@ from recycle_cli.records import (
 )
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import AdapterQuery, Catalog
-from recycle_cli.store.details import Details, ModuleFacts
+from recycle_cli.store.details import Details
+from recycle_cli.store.questions import codes_in_order
 from recycle_cli.store.rows import row_key
+
+if TYPE_CHECKING:
+    from recycle_cli.store.update_facts import UpdateFacts
 
 MISSING: Literal["missing"] = "missing"
 DAMAGED: Literal["damaged"] = "damaged"
@@ -76,23 +80,33 @@ def _update(document: AdapterDocument, lacks_derived: bool, catalog: Catalog) ->
 
 
 def _derive(document: AdapterDocument, folder: Path, catalog: Catalog) -> None:
-    from recycle_cli.lora.fingerprint import project
-    from recycle_cli.lora.folder import read_adapter
-    from recycle_cli.lora.norm import fingerprint, module_norms, total_norm
-
     try:
-        update = read_adapter(folder).update
-        norms, projections = module_norms(update), project(update)
+        facts = facts_in(folder)
     except (RecycleError, OSError) as error:
         catalog.set_failed(document, DAMAGED, str(error))
         return
-    modules = {
-        module: ModuleFacts(piece.rank, norms[module], projections[module])
-        for module, piece in update.items()
-    }
     card = catalog.details_of(document).card or _kept_card(document, folder)
-    details = Details(card, modules)
-    catalog.set_derived(document, total_norm(norms), fingerprint(update, norms), details)
+    details = Details(card, facts.modules)
+    catalog.set_derived(document, facts.norm, facts.fingerprint, details)
+
+
+def facts_in(folder: Path) -> "UpdateFacts":
+    """What is known of the update in an adapter's folder.
+
+    Raises:
+        RecycleError, OSError: it cannot be read.
+        AdapterProblem: it is no adapter that a pool holds.
+    """
+    from recycle_cli.lora.config import AdapterProblem
+    from recycle_cli.lora.folder import open_adapter
+    from recycle_cli.lora.update import Lazy
+    from recycle_cli.store.update_facts import facts_of
+
+    with open_adapter(folder) as file:
+        facts = facts_of(Lazy(file.shapes, file.read))
+    if facts is None:
+        raise AdapterProblem("non_finite", "its weights hold NaN or infinity")
+    return facts
 
 
 def _kept_card(document: AdapterDocument, folder: Path) -> str:
@@ -147,10 +161,4 @@ def pool_statistics(settings: Settings, base_model: str | None = None) -> StatsD
         RecycleError: the index cannot be used.
     """
     with open_index(settings) as catalog:
-        document = catalog.statistics(base_model)
-        if len(document.funnel) < 2:
-            return document
-        # Only now: it loads torch, and one reason is in order by itself.
-        from recycle_cli.store.vetting import CHECKS
-
-        return catalog.statistics(base_model, [code for check in CHECKS for code in check.codes])
+        return catalog.statistics(base_model, codes_in_order())

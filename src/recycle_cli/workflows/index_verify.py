@@ -10,7 +10,7 @@ from recycle_cli.errors import GateNotMet, RecycleError
 from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, DamagedAdapter, VerificationDocument
 from recycle_cli.settings import Settings
-from recycle_cli.workflows.index import DAMAGED, MISSING, open_index
+from recycle_cli.workflows.index import DAMAGED, MISSING, facts_in, open_index
 
 
 def verify_index(
@@ -89,13 +89,7 @@ def _finding(row: AdapterDocument) -> DamagedAdapter | None:
 def _other_update(row: AdapterDocument) -> str | None:
     """What is wrong with the configuration of a kept adapter: that its weights make another update
     with it than they did when it was vetted."""
-    from recycle_cli.lora.folder import read_adapter
-    from recycle_cli.lora.norm import fingerprint, module_norms
-
-    if row.fingerprint is None:
-        return None
-    update = read_adapter(Path(row.path or "")).update
-    if fingerprint(update, module_norms(update)) == row.fingerprint:
+    if row.fingerprint is None or facts_in(Path(row.path or "")).fingerprint == row.fingerprint:
         return None
     return "its configuration makes another update of its weights than the one that was vetted"
 
