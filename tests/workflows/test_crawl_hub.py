@@ -33,6 +33,7 @@ from recycle_cli.store.cache import damage
 from recycle_cli.store.catalog import Catalog
 from recycle_cli.store.hub import Hub as Client
 from recycle_cli.store.hub_requests import Patience
+from recycle_cli.store.unfinished import unfinished_folder
 from recycle_cli.workflows.crawl import crawl
 from recycle_cli.workflows.crawl_keep import fetch_again
 from recycle_cli.workflows.crawl_request import CrawlRequest
@@ -647,6 +648,26 @@ def test_what_is_there_already_takes_no_room(stand_in: StandIn) -> None:
     crawler.crawl()
     good.commit(changed(good, card=b"Another card."))
     assert crawler.verdicts(max_cache_bytes=size_of(good)) == {"lab/one": "accepted"}
+
+
+def test_what_another_crawl_is_fetching_takes_room(stand_in: StandIn) -> None:
+    good = adapter("lab/one")
+    crawler = stand_in(good)
+    crawler.settings.adapters_folder.mkdir(parents=True)
+    with unfinished_folder(crawler.settings.adapters_folder) as folder:
+        (folder / WEIGHTS).write_bytes(bytes(10))
+        assert crawler.verdicts(max_cache_bytes=size_of(good) + 9) == {"lab/one": "no_room"}
+        assert crawler.verdicts(max_cache_bytes=size_of(good) + 10) == {"lab/one": "accepted"}
+
+
+def test_what_a_killed_crawl_left_goes_at_once(stand_in: StandIn) -> None:
+    good = adapter("lab/one")
+    crawler = stand_in(good)
+    left = crawler.settings.adapters_folder / ".unfinished-left"
+    left.mkdir(parents=True)
+    (left / WEIGHTS).write_bytes(bytes(10))
+    assert crawler.verdicts(max_cache_bytes=size_of(good)) == {"lab/one": "accepted"}
+    assert crawler.kept() == {sha_of(good)}
 
 
 # --- tokens ---------------------------------------------------------------------------------

@@ -12,11 +12,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +29,11 @@ from recycle_cli.lora.folder import (
 )
 from recycle_cli.store.folder import CARD_FILE
 from recycle_cli.store.safetensors_header import read_header
+from recycle_cli.store.unfinished import unfinished_folder
 
 SOURCE_FOLDER = "source"
 # Not adapter_config.json, lest a crawl over the cache take source/ for an adapter of its own.
 SOURCE_CONFIG_FILE = "adapter_config.original.json"
-UNFINISHED_PREFIX = ".unfinished-"
-UNFINISHED_AGE_S = 24 * 3600.0
 RENAME_ATTEMPTS = 5
 COPY_CHUNK = 1 << 20
 CONFIG_DIGITS = 16
@@ -163,12 +158,9 @@ def _is_of(folder: Path, entry: CacheEntry) -> bool:
 
 def _put(adapters_folder: Path, entry: CacheEntry) -> Path:
     adapters_folder.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=adapters_folder))
-    try:
+    with unfinished_folder(adapters_folder) as unfinished:
         _write(unfinished, entry)
         return _put_in_place(unfinished, adapters_folder, entry)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def is_whole(folder: Path, size_bytes: int) -> bool:
@@ -215,23 +207,6 @@ def remove(adapters_folder: Path, name: str) -> bool:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no sha256, with or without the digest of a configuration")
     return _discard(adapters_folder / name)
-
-
-def sweep(adapters_folder: Path, older_than_s: float = UNFINISHED_AGE_S) -> int:
-    """Removes what killed writers left behind; returns how many went.
-
-    Args:
-        adapters_folder: the cache.
-        older_than_s: leave younger ones alone, in seconds: their writers may be at work.
-    """
-    before = time.time() - older_than_s
-    swept = 0
-    for path in adapters_folder.glob(f"{UNFINISHED_PREFIX}*"):
-        with suppress(OSError):  # another process may be sweeping too
-            if path.stat().st_mtime <= before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-                swept += 1
-    return swept
 
 
 def _write(folder: Path, entry: CacheEntry) -> None:
@@ -311,11 +286,9 @@ def _is_readable(folder: Path) -> bool:
 
 def _discard(folder: Path) -> bool:
     """Takes a folder out of sight, then removes it; False when there was none."""
-    grave = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=folder.parent))
-    try:
-        folder.rename(grave / folder.name)
-    except FileNotFoundError:
-        return False
-    finally:
-        shutil.rmtree(grave, ignore_errors=True)
+    with unfinished_folder(folder.parent) as grave:
+        try:
+            folder.rename(grave / folder.name)
+        except FileNotFoundError:
+            return False
     return True

@@ -1,14 +1,12 @@
 """What is known about an adapter on the Hub: each reading asks for as little as it needs."""
 
-import shutil
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from recycle_cli.lora.config import AdapterProblem
 from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE
-from recycle_cli.store.cache import UNFINISHED_PREFIX, is_whole
+from recycle_cli.store.cache import is_whole
 from recycle_cli.store.evidence import MAX_CONFIG_BYTES, Evidence, no_safetensors
 from recycle_cli.store.folder import CARD_FILE, MAX_CARD_BYTES, Card
 from recycle_cli.store.hub import Hub
@@ -18,6 +16,7 @@ from recycle_cli.store.once import cached_property
 from recycle_cli.store.remote_weights import RemoteWeights
 from recycle_cli.store.room import Room
 from recycle_cli.store.safetensors_header import TensorInfo
+from recycle_cli.store.unfinished import unfinished_folder
 
 BASE_TAGS = ("base_model:adapter:", "base_model:")
 
@@ -49,6 +48,7 @@ class HubEvidence(Evidence):
         self._adapters_folder = adapters_folder
         self._weights = RemoteWeights(hub, repository)
         self._fetched: Path | None = None
+        self._holding = ExitStack()
 
     def check_access(self) -> None:
         """See `Evidence`."""
@@ -129,7 +129,7 @@ class HubEvidence(Evidence):
         """The file, and its sha256."""
         self._room.take(self.size_bytes)
         self._adapters_folder.mkdir(parents=True, exist_ok=True)
-        self._fetched = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=self._adapters_folder))
+        self._fetched = self._holding.enter_context(unfinished_folder(self._adapters_folder))
         file = self._fetched / WEIGHTS_FILE
         digest = self._weights.download(file, self._going_on)
         self.bytes_read += self.size_bytes
@@ -142,7 +142,7 @@ class HubEvidence(Evidence):
         if any(self._fetched.iterdir()):
             with suppress(AdapterProblem):
                 self._room.give_back(self.size_bytes)
-        shutil.rmtree(self._fetched, ignore_errors=True)
+        self._holding.close()
         self._fetched = None
 
 

@@ -112,6 +112,8 @@ class RemoteWeights:
                         "free some space, or limit the adapter cache with --max-cache",
                     ) from error
 
+            # Of its full size at once, so that others who share the cache see what it will take.
+            writer.truncate(first.size)
             take(first.body)
             failures = 0
             while (before := writer.tell()) < first.size:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from recycle_cli.lora.folder import WEIGHTS_FILE
+from recycle_cli.store.unfinished import being_written
 
 
 class NoRoom(OSError):
@@ -46,9 +47,11 @@ class Room:
 
 
 def bytes_kept(adapters_folder: Path) -> int:
-    """What the weights in the cache take; those that others are still fetching do not count."""
+    """What the weights in the cache take, with those that others are fetching just now."""
+    files = [*adapters_folder.glob(f"[0-9a-f]*/{WEIGHTS_FILE}")]
+    files += [folder / WEIGHTS_FILE for folder in being_written(adapters_folder)]
     total = 0
-    for file in adapters_folder.glob(f"[0-9a-f]*/{WEIGHTS_FILE}"):
-        with suppress(FileNotFoundError):  # forgotten meanwhile
+    for file in files:
+        with suppress(FileNotFoundError):  # forgotten meanwhile, or not begun
             total += file.stat().st_size
     return total

@@ -68,8 +68,11 @@ def crawl(
             be written.
     """
     from recycle_cli.store.room import Room, bytes_kept
+    from recycle_cli.store.unfinished import sweep
 
     progress = progress or Silent()
+    if not request.dry_run:
+        sweep(settings.adapters_folder)
     room = Room(bytes_kept(settings.adapters_folder), request.max_cache_bytes)
     source: CrawlSource = (
         HubSource(request, settings, room, hub)
@@ -108,10 +111,6 @@ class _Crawl:
             stack.enter_context(waits_told(self.progress))
             rules = self._rules()
             digest = _digest_of(rules)
-            if not self.request.dry_run:
-                from recycle_cli.store.cache import sweep
-
-                sweep(self.settings.adapters_folder)
             looks = (
                 _Look(one, place, self.source.stamp(one, digest)) for place, one in enumerate(found)
             )

@@ -1,7 +1,6 @@
 """`recycle index verify`: whether every kept adapter is whole, and mending those that are not."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,13 +111,13 @@ def _repaired(finding: DamagedAdapter, row: AdapterDocument, settings: Settings)
 @contextlib.contextmanager
 def _out_of_the_way(folder: Path) -> Iterator[None]:
     """Moves a damaged folder aside, and back where nothing better took its place."""
-    from recycle_cli.store.cache import UNFINISHED_PREFIX
+    from recycle_cli.store.unfinished import unfinished_folder
 
     if not folder.exists():
         yield
         return
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED_PREFIX, dir=folder.parent) as aside:
-        old = folder.rename(Path(aside) / folder.name)
+    with unfinished_folder(folder.parent) as aside:
+        old = folder.rename(aside / folder.name)
         try:
             yield
         finally:
