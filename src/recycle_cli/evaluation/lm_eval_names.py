@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,24 @@ def _manager_with(name: str, include_path: Path | None) -> Any:
             f"--include-path is {str(include_path)!r}, which is no folder",
             "name a folder with lm-eval task files, NAME.yaml",
         )
-    with without_chatter():
-        if include_path is not None:
-            manager = TaskManager(include_path=str(include_path), include_defaults=False)
-            if name in manager.all_tasks:
-                return manager
-        manager = TaskManager(include_path=str(include_path) if include_path else None)
+    folder = str(include_path) if include_path else None
+    if folder is not None:
+        with without_chatter():
+            manager = TaskManager(include_path=folder, include_defaults=False)
+        if name in manager.all_tasks:
+            return manager
+    manager = _whole_index(folder)
     if name not in manager.all_tasks:
         raise _unknown(name, manager.all_tasks)
     return manager
+
+
+@cache
+def _whole_index(include_path: str | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    with without_chatter():
+        return TaskManager(include_path=include_path)
 
 
 def _unknown(name: str, known: list[str]) -> InputError:
@@ -174,16 +184,18 @@ def _data_sets(manager: Any, name: str) -> Iterator[str]:
     entry = manager.task_index.get(name)
     if entry is None:
         return
-    config = entry.cfg or {}
-    if isinstance(config.get("dataset_path"), str):
-        files = (config.get("dataset_kwargs") or {}).get("data_files")
-        yield str(files) if files else config["dataset_path"]
-    members = config.get("task") if "group" in config else sorted(entry.tags or ())
-    for member in members if isinstance(members, list) else []:
-        if isinstance(member, str) and member != name:
-            yield from _data_sets(manager, member)
-        elif isinstance(member, dict) and isinstance(member.get("task"), str):
-            yield from _data_sets(manager, member["task"])
+    config = entry.cfg
+    if config is None:  # a tag, which knows the tasks that bear it
+        members: list[Any] = sorted(entry.tags)
+    else:
+        members = config["task"] if isinstance(config.get("task"), list) else []
+        if isinstance(config.get("dataset_path"), str):
+            files = (config.get("dataset_kwargs") or {}).get("data_files")
+            yield str(files or config["dataset_path"])
+    for member in members:
+        child = member.get("task") if isinstance(member, dict) else member
+        if isinstance(child, str) and child != name:
+            yield from _data_sets(manager, child)
 
 
 def _check_supported(name: str, task: Any) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 # Standard errors of metrics that are no means are bootstrapped by lm-eval, with 100,000 resamples
-# and one process a core unless told otherwise: minutes for the third digit of an error.
-BOOTSTRAPS = 1_000
+# and one process a core unless told otherwise: minutes an adapter, for the third digit of an error.
+BOOTSTRAPS = 200
 FEWSHOT_SEED = 1234
 """lm-eval's own."""
 
@@ -32,7 +32,7 @@ class Sample:
         log_likelihoods: in nats, one for each choice; empty where text was generated.
         choices: their texts.
         answer: the index of the right choice; None where there is none, or more than one.
-        text: the generated text, as the first filter left it; None where choices were scored.
+        texts: the generated text as each filter left it; empty where choices were scored.
     """
 
     row: int
@@ -43,7 +43,12 @@ class Sample:
     log_likelihoods: tuple[float, ...]
     choices: tuple[str, ...]
     answer: int | None
-    text: str | None
+    texts: dict[str, str]
+
+    @property
+    def text(self) -> str | None:
+        """The generated text, as the first filter left it."""
+        return next(iter(self.texts.values()), None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class TaskOutcome(Figures):
 
 @dataclass(frozen=True)
 class GroupOutcome(Figures):
-    """A group's figures and the names of its tasks."""
+    """A group's figures and the names of its tasks, those of the groups in it included."""
 
     members: tuple[str, ...]
 
@@ -142,8 +147,16 @@ def _read_task(output: dict[str, Any], name: str, task: Any) -> TaskOutcome:
 def _read_group(output: dict[str, Any], name: str) -> GroupOutcome:
     return GroupOutcome(
         **vars(_read_figures(output, name, output["groups"][name])),
-        members=tuple(output["group_subtasks"][name]),
+        members=tuple(dict.fromkeys(_members(output, name))),
     )
+
+
+def _members(output: dict[str, Any], name: str) -> Iterator[str]:
+    """The tasks of a group and of the groups in it."""
+    if name not in output["group_subtasks"]:
+        yield name
+    for child in output["group_subtasks"].get(name, ()):
+        yield from _members(output, child)
 
 
 def _read_figures(output: dict[str, Any], name: str, results: dict[str, Any]) -> Figures:
@@ -191,7 +204,7 @@ def _read_sample(row: int, found: Sequence[dict[str, Any]], task: Any) -> Sample
         log_likelihoods=() if generated else tuple(_log_likelihood(one) for one in responses),
         choices=choices,
         answer=answer,
-        text=_as_text(responses[0]) if generated else None,
+        texts={one["filter"]: _as_text(one["filtered_resps"][0]) for one in found * generated},
     )
 
 

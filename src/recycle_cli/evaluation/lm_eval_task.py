@@ -69,7 +69,7 @@ def lm_eval_config(
     if metric == ACC:
         fields = _choice_fields(prompts, rows)
     elif metric == PERPLEXITY:
-        fields = _perplexity_fields(prompts, rows, answer_tokens)
+        fields = _perplexity_fields(prompts, rows, delimiter, answer_tokens)
     else:
         fields = _generation_fields(prompts, rows, metric, max_new_tokens)
     return {
@@ -123,10 +123,10 @@ def _generation_fields(
 
 
 def _perplexity_fields(
-    prompts: Sequence[str], rows: Sequence[Row], answer_tokens: Sequence[int]
+    prompts: Sequence[str], rows: Sequence[Row], delimiter: str, answer_tokens: Sequence[int]
 ) -> dict[str, Any]:
     records = [
-        {"prompt": prompt, "answer": row.output, "tokens": tokens}
+        {"prompt": prompt, "answer": f"{delimiter}{row.output}", "tokens": tokens}
         for prompt, row, tokens in zip(prompts, rows, answer_tokens, strict=True)
     ]
     # lm-eval's own `perplexity` is a mean over rows; this one is over tokens, so that a long answer
@@ -134,6 +134,8 @@ def _perplexity_fields(
     return {
         "custom_dataset": _in_memory(records),
         "output_type": "loglikelihood",
+        # lm-eval puts a delimiter before choices alone.
+        "target_delimiter": "",
         "process_results": _with_tokens,
         "metric_list": [
             {

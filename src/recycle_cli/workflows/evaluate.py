@@ -10,8 +10,9 @@ from recycle_cli.progress import Progress
 from recycle_cli.records import EvaluationDocument
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.evaluate_models import BASE, Contender, MergedModel, find_contender
+from recycle_cli.workflows.evaluate_results import AskedTask, TaskOptions
 from recycle_cli.workflows.evaluate_tables import Scored, compared, mean_documents
-from recycle_cli.workflows.evaluate_tasks import AskedTask, TaskOptions, ask
+from recycle_cli.workflows.evaluate_tasks import ask
 from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import InputError
-from recycle_cli.records import AdapterRef, Document, MergeDocument
+from recycle_cli.records import AdapterRef, Document, EvaluationDocument, MergeDocument
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.provenance import shown
@@ -158,12 +158,21 @@ def part_documents(
     Raises:
         InputError: a merged model is no longer there.
     """
-    merged = [one for one in documents if isinstance(one, MergeDocument) and one.form == "model"]
-    for document in merged:
-        if not is_model_folder(Path(document.path)):
-            raise InputError(f"there is no model at {document.path}", "run the merge again")
-    models = [_merged_model(Path(document.path), settings) for document in merged]
-    return [one for one in documents if one not in merged], models
+    places = {at: path for at, one in enumerate(documents) if (path := _model_in(one))}
+    for path in places.values():
+        if not is_model_folder(Path(path)):
+            raise InputError(f"there is no model at {path}", "run the merge again")
+    models = [_merged_model(Path(path), settings) for path in dict.fromkeys(places.values())]
+    return [one for at, one in enumerate(documents) if at not in places], models
+
+
+def _model_in(document: Document) -> str | None:
+    """The folder of the merged model that a document is about, where it is about one."""
+    if isinstance(document, MergeDocument) and document.form == "model":
+        return document.path
+    if isinstance(document, EvaluationDocument) and document.form == "model":
+        return document.adapter.path if isinstance(document.adapter, AdapterRef) else None
+    return None
 
 
 def is_model_folder(path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from recycle_cli.evaluation.metrics import ACC, EXACT_MATCH
 from recycle_cli.records import EvaluatedTask, EvaluationDocument, PairedTest
 from recycle_cli.workflows.evaluate_models import Contender
-from recycle_cli.workflows.evaluate_tasks import Result
+from recycle_cli.workflows.evaluate_results import Result
 from recycle_cli.workflows.provenance import RunFields
 
 if TYPE_CHECKING:
