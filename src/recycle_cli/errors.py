@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -29,6 +30,10 @@ class RecycleError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        """What it takes to tell it in another process."""
+        return type(self), (self.message, self.hint)
 
 
 class InputError(RecycleError):

@@ -1,17 +1,20 @@
 """A study: its runs are done once, in any order, by anybody, and come out the same."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.adapters import write_peft_adapter
 from support.tasks import write_task
@@ -28,7 +31,6 @@ from recycle_cli.workflows.study_arms import arms_of
 from recycle_cli.workflows.study_config import StudyConfig, config_of
 
 MEASURED = {"elapsed_s", "scored_s", "passes", "peak_memory_bytes", "path", "adapter", "command"}
-RUN_AGAIN = "from recycle_cli.cli.app import main; main()"
 Fields = dict[str, Any]
 
 
@@ -128,7 +130,7 @@ def test_rows_are_those_of_the_commands_themselves(done: Path, settings: Setting
         "OMP_NUM_THREADS": "1",
     }
     subprocess.run(
-        [sys.executable, "-m", "recycle_cli", *words, "-q"][:3] + words,
+        [sys.executable, "-m", "recycle_cli", *words],
         env=environment,
         check=True,
         capture_output=True,
@@ -208,6 +210,34 @@ def test_a_killed_study_goes_on(
     after = runs_of(out)
     assert {key: after[key] for key in before} == before
     assert results(out) == results(done)
+
+
+def test_a_ray_cluster_that_loses_a_worker_finds_the_same(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    small = {"tasks": fields["tasks"][:1], "grid": [{"methods": ["recycle"], "k": [2]}]}
+    run(fields, settings, tmp_path / "serial", small)
+    out, killed = tmp_path / "study", threading.Event()
+
+    def kill_one() -> None:
+        """An actor, once there is something to lose."""
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not killed.is_set():
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    at_work = len(runs_of(out)) >= 2 and "ray::_Actor" in process.cmdline()[0]
+                    if at_work and not killed.is_set():
+                        process.kill()
+                        killed.set()
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    run(fields, settings, out, small, ray="local")
+    thread.join()
+    assert killed.is_set()
+    assert results(out) == results(tmp_path / "serial")
 
 
 def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(

@@ -5,6 +5,7 @@ model on load, so the file is parsed here as plain data, and what cannot be hono
 low-rank update is refused by name.
 """
 
+import functools
 import math
 import re
 import reprlib
@@ -30,6 +31,10 @@ class AdapterProblem(InputError):
     def __init__(self, code: str, message: str, hint: str = "leave this adapter out") -> None:
         super().__init__(message, hint)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        """See `RecycleError`."""
+        return type(self), (self.code, self.message, self.hint)
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,21 @@ class AdapterConfig:
     def leaves_out(self, module: str) -> bool:
         """Whether PEFT would leave a module alone, whatever tensors there are for it. Regular
         expressions, in the place of names, are not asked."""
-        if self.targets_listed and not _named(module, self.target_modules):
+        ends = _ends_of(module)
+        if self.targets_listed and self._targets.isdisjoint(ends):
             return True
-        if _named(module, self.exclude_modules):
+        if not self._excluded.isdisjoint(ends):
             return True
         numbers = [int(part) for part in module.split(".") if part.isdigit()]
         return self.layers is not None and bool(numbers) and numbers[0] not in self.layers
+
+    @functools.cached_property
+    def _targets(self) -> frozenset[str]:
+        return frozenset(self.target_modules)
+
+    @functools.cached_property
+    def _excluded(self) -> frozenset[str]:
+        return frozenset(self.exclude_modules)
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration states for a module path."""
@@ -84,8 +98,10 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def _named(module: str, names: tuple[str, ...]) -> bool:
-    return any(module == name or module.endswith("." + name) for name in names)
+def _ends_of(module: str) -> list[str]:
+    """A module path, and what follows each of its dots: the names that mean it."""
+    parts = module.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _first_match(pattern: Mapping[str, float], module: str, default: float) -> float:

@@ -10,13 +10,15 @@ import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from recycle_cli.errors import RecycleError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ProcessPoolExecutor
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -101,20 +103,35 @@ class OwnHands(Hands[J, R]):
         return job, self._worker.work(job)
 
 
-_worker: Any = None
+@dataclass(frozen=True)
+class _Raised:
+    """What a worker could not do, to be raised where its outcome is waited for."""
+
+    error: Exception
 
 
-def _employ(make: Callable[[], Worker[Any, Any]]) -> None:
-    global _worker  # a process has one, which lives as long as it
-    _worker = make()
+def _serve(line: "Connection", make: Callable[[], Worker[Any, Any]]) -> None:
+    """The life of a process: a worker is made, and does what comes over the line until it ends."""
+    try:
+        worker = make()
+        while True:
+            line.send(worker.work(line.recv()))
+    except EOFError:
+        return
+    except Exception as error:
+        line.send(_Raised(error))
 
 
-def _work(job: Any) -> Any:
-    return _worker.work(job)
+@dataclass(eq=False)
+class _Hand:
+    process: "BaseProcess"
+    line: "Connection"
+    job: Any = None
+    busy: bool = False
 
 
 class ManyProcesses(Hands[J, R]):
-    """Several processes of this machine.
+    """Several processes of this machine. A job whose process dies is given to another one, once.
 
     Args:
         make: makes a worker, in its process; it is pickled.
@@ -124,66 +141,68 @@ class ManyProcesses(Hands[J, R]):
     def __init__(self, make: Callable[[], Worker[J, R]], count: int) -> None:
         self.count = count
         self._make = make
-        self._pool: ProcessPoolExecutor | None = None
-        self._running: dict[Future[R], J] = {}
-        self._suspects: deque[J] = deque()
+        self._hands: list[_Hand] = []
 
     def begin(self, job: J) -> None:
         """See `Hands`."""
-        from concurrent.futures.process import BrokenProcessPool
-
-        if self._pool is None:
-            self._pool = self._open(self.count)
-        try:
-            self._running[self._pool.submit(_work, job)] = job
-        except BrokenProcessPool:
-            self._break_up()
-            self._suspects.append(job)
+        idle = next((hand for hand in self._hands if not hand.busy), None)
+        self._give(idle or self._hire(), job)
 
     def finished(self) -> tuple[J, R | Lost]:
-        """See `Hands`."""
-        from concurrent.futures import FIRST_COMPLETED, wait
-        from concurrent.futures.process import BrokenProcessPool
+        """See `Hands`. Raises what a worker could not do."""
+        from multiprocessing.connection import wait
 
-        if not self._suspects:
-            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-            future = next(iter(done))
-            try:
-                outcome = future.result()
-                return self._running.pop(future), outcome
-            except BrokenProcessPool:
-                self._break_up()
-        return self._alone(self._suspects.popleft())
-
-    def _break_up(self) -> None:
-        """Whoever was at work when a process died is suspected of its death."""
-        self._suspects.extend(self._running.values())
-        self._running.clear()
-        self.dismiss()
-
-    def _alone(self, job: J) -> tuple[J, R | Lost]:
-        """A job in a process of its own, which shows whether it was the one."""
-        from concurrent.futures.process import BrokenProcessPool
-
+        busy = {hand.line: hand for hand in self._hands if hand.busy}
+        hand = busy[wait(list(busy))[0]]  # type: ignore[index]  # lines are all that is waited for
+        job = hand.job
         try:
-            with self._open(1) as pool:
-                return job, pool.submit(_work, job).result()
-        except BrokenProcessPool:
+            return job, self._take(hand)
+        except (EOFError, ConnectionError):
+            self._part_with(hand)
+        again = self._hire()
+        self._give(again, job)
+        try:
+            return job, self._take(again)
+        except (EOFError, ConnectionError):
+            self._part_with(again)
             return job, Lost("the process that worked on it died", "see whether memory suffices")
 
-    def _open(self, count: int) -> "ProcessPoolExecutor":
-        from concurrent.futures import ProcessPoolExecutor
+    def _hire(self) -> _Hand:
         from multiprocessing import get_context
 
-        return ProcessPoolExecutor(
-            count, get_context("spawn"), initializer=_employ, initargs=(self._make,)
-        )
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
+        process.start()
+        theirs.close()  # so that the line ends with the process
+        hand = _Hand(process, ours)
+        self._hands.append(hand)
+        return hand
+
+    def _give(self, hand: _Hand, job: J) -> None:
+        hand.job, hand.busy = job, True
+        with contextlib.suppress(ConnectionError):  # dead already, as will be seen
+            hand.line.send(job)
+
+    def _take(self, hand: _Hand) -> R:
+        outcome = hand.line.recv()
+        hand.busy = False
+        if isinstance(outcome, _Raised):
+            raise outcome.error
+        taken: R = outcome
+        return taken
+
+    def _part_with(self, hand: _Hand) -> None:
+        hand.line.close()
+        hand.process.join()
+        self._hands.remove(hand)
 
     def dismiss(self) -> None:
         """See `Hands`."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        for hand in self._hands:
+            hand.process.terminate()
+        for hand in list(self._hands):
+            self._part_with(hand)
 
 
 class RayCluster(Hands[J, R]):
