@@ -147,9 +147,10 @@ class CrawlDocument(Document):
     """What a crawl did, counted: `counts` by status, `reasons` by reason code.
 
     `requests` went to the Hub itself, whose rate limit counts them, `storage_requests` to where it
-    redirects to; `bytes` were read. A dry run of the Hub tells what keeping the accepted adapters
-    would take: `requests_to_come`, `bytes_to_come`, and `rate_limited_s`, the least time that the
-    Hub's rate limit would have it wait.
+    redirects to; `bytes` were read; `passed_over` entries of listings name no repository or no
+    commit. A dry run of the Hub tells what keeping the accepted adapters would take:
+    `requests_to_come`, `bytes_to_come`, and `rate_limited_s`, the least time that the Hub's rate
+    limit would have it wait.
     """
 
     kind: ClassVar[str] = "crawl"
@@ -162,6 +163,7 @@ class CrawlDocument(Document):
     bytes: int
     elapsed_s: float
     storage_requests: int = 0
+    passed_over: int = 0
     requests_to_come: int | None = None
     bytes_to_come: int | None = None
     rate_limited_s: int | None = None

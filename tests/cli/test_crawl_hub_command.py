@@ -259,7 +259,11 @@ ERRORS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("hub", "--ids-from", "binary.txt"), ("binary.txt cannot be read",)),
     (("hub", "--ids-from", "."), ("cannot be read",)),
     (("hub", "--ids-from", "good.txt", "--author", "a"), ("--author and --ids-from",)),
-    (("hub", "--max-cache", "5"), ("--max-cache is '5'", "500MB")),
+    (("hub", "--max-cache", "0"), ("--max-cache is '0'", "500MB")),
+    (("hub", "--max-bytes", "0"), ("--max-bytes is '0'", "500MB")),
+    (("hub", "--max-bytes", "many"), ("--max-bytes is 'many'",)),
+    (("hub", "--base-model", ""), ("the name of the base model is empty",)),
+    (("hub", "--also-base", " "), ("--also-base is empty",)),
     (("hub", "--max-cache", "-5GB"), ("--max-cache is '-5GB'",)),
     (("hub", "--max-cache", "lots"), ("--max-cache is 'lots'",)),
     (("folder", "--ids-from", "good.txt"), ("--ids-from is about the Hub", "crawl hub")),
@@ -333,7 +337,7 @@ def test_a_full_cache_ends_with_exit_1_and_keeps_what_fits(
     size = len(repositories[0].newest[WEIGHTS].content)
     words = ("crawl", "hub", "--base-model", pico_folder, "--also-base", BASE_MODEL, "--json")
     with Hub(repositories) as stand, online(stand.url):
-        limit = f"{2.5 * size / 1000:.0f}kB"
+        limit = int(2.5 * size)
         done = recycle(*words, "--max-cache", limit, succeeds=False)
         error, hint = done.stderr.splitlines()[-2:]
         assert done.exit_code == 1
@@ -358,6 +362,17 @@ def test_a_crawl_without_json_shows_what_came_of_it(
     assert "10 requests to the Hub, 3 to its storage" in first.stdout
     assert "1 requests to the Hub, 0 to its storage, " in second.stdout
     assert "lab/one" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "accepted"), [("1kB", 0), ("1000", 0), ("1MB", 3), ("1000000", 3)]
+)
+def test_sizes_have_units_or_none(
+    small: Callable[..., Done], pico_folder: Path, size: str, accepted: int
+) -> None:
+    words = ("crawl", "hub", "--base-model", pico_folder, "--also-base", BASE_MODEL, "--json")
+    done = small(*words, "--dry-run", "--max-bytes", size, succeeds=accepted > 0)
+    assert done.documents[-1]["counts"].get("accepted", 0) == accepted
 
 
 def test_a_list_of_ids_is_read_with_its_comments(

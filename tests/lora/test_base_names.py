@@ -2,9 +2,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from recycle_cli.errors import InputError
 from recycle_cli.lora.base_names import (
     EMBEDDED_ID,
     QUANTISED,
+    base_name_given,
     canonical_base_name,
     copies_of,
     names_copy_of,
@@ -190,3 +192,9 @@ def test_the_names_that_are_listed_are_those_of_copies(base_model: str) -> None:
 @pytest.mark.parametrize("base_model", ["/models/base", "base", "a/b/c", "", "/"])
 def test_a_folder_has_no_copies_on_the_hub(base_model: str) -> None:
     assert copies_of(base_model) == []
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_none(name: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        base_name_given(name)

@@ -2,15 +2,18 @@ import json
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from support.small_pool import put_adapter
 from support.strangers import HUB_CODES
 
-from recycle_cli.lora.config import UNSUPPORTED, AdapterProblem, parse_config
+from recycle_cli.lora.config import UNSUPPORTED, AdapterConfig, AdapterProblem, parse_config
 from recycle_cli.lora.folder import read_config
 from recycle_cli.lora.norm import fingerprint, module_norms, squared_norm, total_norm
 from recycle_cli.lora.update import LowRankUpdate
@@ -119,6 +122,7 @@ def renamed(tensors: Tensors) -> Tensors:
 TENSORS: list[tuple[str, Callable[[Tensors], Tensors]]] = [
     ("dtype", lambda t: {key: value.double() for key, value in t.items()}),
     ("foreign_key", lambda t: t | {"base_model.model.model.embed.weight": torch.zeros(1)}),
+    ("base_layer", lambda t: t | {"base_model.model.lm_head.base_layer.weight": torch.zeros(1)}),
     ("pair_incomplete", lambda t: without(t, B0)),
     ("shape_mismatch", lambda t: t | {A0: torch.zeros(3, 8)}),
     ("shape_mismatch", lambda t: t | {A0: torch.zeros(16)}),
@@ -432,3 +436,31 @@ def test_real_adapters_pass(tmp_path: Path) -> None:
     assert all(0.0 < (document.norm or 0.0) < 100.0 for document in documents)
     config = json.loads((some[0] / "adapter_config.json").read_text())
     assert documents[0].alpha == config["lora_alpha"]
+
+
+def test_a_crafted_header_costs_little(tmp_path: Path) -> None:
+    ranks = {f"l.{'a' * 40}{number}.q.proj": 2 for number in range(5000)}
+    names = [f"x{number}" for number in range(20_000)]
+    config = {"rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": names}
+    folder = put_adapter(tmp_path / "a", 1, **config)
+    tensors = {
+        f"base_model.model.model.layers.{n}.q_proj.lora_{f}.weight": torch.zeros(shape)
+        for n in range(7000)
+        for f, shape in (("A", (2, 6)), ("B", (6, 2)))
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    evidence = FolderEvidence(FoundFolder("a", folder, tmp_path))
+    rules = VettingRules("org/base", {"q_proj": (6, 6)}, VettingLimits(), lambda *_: None)
+    before = time.process_time()
+    assert vet(evidence, rules).reason == "no_such_module"
+    assert time.process_time() - before < 3.0
+
+
+def test_targets_are_found_among_many_names() -> None:
+    names = tuple(f"x{number}" for number in range(50_000))
+    config = AdapterConfig(4, 8.0, target_modules=(*names, "q_proj"), targets_listed=True)
+    before = time.process_time()
+    for number in range(1000):
+        assert not config.leaves_out(f"model.layers.{number}.self_attn.q_proj")
+        assert config.leaves_out(f"model.layers.{number}.self_attn.k_proj")
+    assert time.process_time() - before < 1.0

@@ -811,6 +811,23 @@ def test_weights_that_are_there_are_not_fetched_for_a_new_configuration(
     assert kept["lora_alpha"] == config["lora_alpha"]
 
 
+def test_a_new_commit_that_may_not_be_read_leaves_the_old_one_in_the_pool(
+    stand_in: StandIn,
+) -> None:
+    one = adapter("lab/one")
+    crawler = stand_in(one)
+    before = crawler.crawl()["lab/one"]
+    one.commit(changed(one, card=b"Mine alone."))
+    one.gated = "manual"
+    assert crawler.verdicts() == {"lab/one": "gated"}
+    with Catalog(crawler.settings.catalog_file) as catalog:
+        assert catalog.get(f"lab/one@{before.revision}").status == "accepted"
+        assert catalog.get("lab/one").revision == before.revision
+    one.gated = False
+    assert crawler.verdicts() == {"lab/one": "accepted"}
+    assert {row["reason"] for row in crawler.rows()} == {None, "superseded"}
+
+
 # --- what is looked at, and what is let in --------------------------------------------------
 
 
@@ -921,6 +938,17 @@ def test_a_dry_run_stops_at_the_header_and_says_what_the_rest_takes(stand_in: St
     # Nine requests at eight in 60 s: the ninth waits for a second window.
     assert summary.rate_limited_s == 60
     assert summary.bytes < 3 * FIRST_BYTES + 40_000
+
+
+def test_a_dry_run_says_what_the_limit_of_listings_takes(stand_in: StandIn) -> None:
+    ids = tuple(f"lab/{n}" for n in range(3))
+    crawler = stand_in(*(adapter(name, n) for n, name in enumerate(ids)))
+    crawler.crawl(dry_run=True, ids=ids)
+    assert crawler.summary.rate_limited_s == 0
+    crawler.stand.set_quotas({"api": Quota(2, 1)})
+    crawler.crawl(dry_run=True, ids=ids)
+    # Three commits are asked for, at two in a second: the third waits for a second window.
+    assert (crawler.summary.rate_limited_s or 0) >= 1
 
 
 def test_a_dry_run_counts_nothing_that_is_kept_already(stand_in: StandIn) -> None:
@@ -1048,6 +1076,7 @@ def test_entries_of_a_listing_that_are_none_are_passed_over(stand_in: StandIn) -
         "lab/one": "accepted",
         "lab/odd": "accepted",
     }
+    assert crawler.summary.passed_over == LISTINGS * 2 * len(NO_REPOSITORIES)
     odd = documents["lab/odd"]
     assert (odd.downloads, odd.likes, odd.author, odd.created_at) == (None, None, None, None)
     assert odd.tags[-1] == "x\ufffd[2J"

@@ -67,7 +67,8 @@ def crawl(
         int | None, typer.Option("--max-rank", min=1, help="Refuse higher ranks.")
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", min=1, help="Refuse larger weights files: 2 GB.")
+        str | None,
+        typer.Option("--max-bytes", metavar="SIZE", help="Refuse larger weights files: 2GB."),
     ] = None,
     min_norm: Annotated[
         float | None,
@@ -110,6 +111,8 @@ def crawl(
     else:
         check_folder(Path(source))
         _refuse_hub_options({"--ids-from": ids_from, "--author": author, "--workers": workers})
+    if not all(name.strip() for name in also_base or ()):
+        raise InputError("--also-base is empty", "name a base model, or leave it out")
     if license_ and not all(license_):
         raise InputError("--license is empty", "name a licence, or leave it out")
     if min_norm is not None and max_norm is not None and min_norm >= max_norm:
@@ -127,10 +130,10 @@ def crawl(
         limit=limit,
         licenses=frozenset(license_) if license_ else None,
         max_rank=max_rank,
-        max_bytes=max_bytes,
+        max_bytes=_size(max_bytes, "--max-bytes"),
         min_norm=min_norm,
         max_norm=max_norm,
-        max_cache_bytes=parse_size(max_cache, "--max-cache"),
+        max_cache_bytes=_size(max_cache, "--max-cache"),
         workers=workers or WORKERS,
         dry_run=dry_run,
     )
@@ -149,6 +152,18 @@ def crawl(
     if not json:
         _show(output, seen, summary)
     _check(request, summary)
+
+
+def _size(text: str | None, option: str) -> int | None:
+    """Bytes, from their number or a number with a unit.
+
+    Raises:
+        InputError: it is neither.
+    """
+    plain = (text or "").strip()
+    if plain.isascii() and plain.isdigit() and int(plain) > 0:
+        return int(plain)
+    return parse_size(text, option)
 
 
 def _refuse_hub_options(given: dict[str, object]) -> None:
@@ -200,6 +215,11 @@ def _show(output: Output, seen: "list[AdapterDocument]", summary: "CrawlDocument
         output.text(
             f"{summary.requests} requests to the Hub, {summary.storage_requests} to its storage, "
             f"{summary.bytes} bytes"
+        )
+    if summary.passed_over:
+        output.text(
+            f"{summary.passed_over} entries of the listing name no repository or no commit: passed "
+            "over"
         )
     if summary.bytes_to_come is not None:
         output.text(

@@ -123,7 +123,7 @@ def list_(
     if source is not None and source not in SOURCES:
         raise InputError(f"--source is {source!r}", f"use one of: {', '.join(SOURCES)}")
     query = AdapterQuery(
-        base_model=base_name_given(base_model) if base_model else None,
+        base_model=None if base_model is None else base_name_given(base_model),
         license=license_,
         author=author,
         source=source,  # type: ignore[arg-type]  # checked above
@@ -199,7 +199,7 @@ def stats(
     from recycle_cli.workflows.index import pool_statistics
 
     session: Session = context.obj
-    name = base_name_given(base_model) if base_model else None
+    name = None if base_model is None else base_name_given(base_model)
     document = pool_statistics(session.settings, name)
     output = Output(json, session.quiet, session.verbose)
     if json:

@@ -41,7 +41,7 @@ def duplicates(
     from recycle_cli.workflows.index_duplicates import find_duplicates
 
     session: Session = context.obj
-    name = base_name_given(base_model) if base_model else None
+    name = None if base_model is None else base_name_given(base_model)
     found = find_duplicates(session.settings, threshold, name)
     output = Output(json, session.quiet, session.verbose)
     if found.not_compared:

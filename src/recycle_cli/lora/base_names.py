@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from recycle_cli.errors import InputError
+
 EMBEDDED_NAME = "smollm2"
 EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COPIERS = ("unsloth",)
@@ -18,7 +20,13 @@ def canonical_base_name(name: str) -> str:
 
 def base_name_given(name: str) -> str:
     """The canonical name for what a user typed: a folder's is its absolute path without links, so
-    that it has one name however it is spelled."""
+    that it has one name however it is spelled.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not name.strip():
+        raise InputError("the name of the base model is empty", "name one: --base-model org/name")
     canonical = canonical_base_name(name)
     if canonical == name and Path(name).is_dir():
         return str(Path(name).resolve())

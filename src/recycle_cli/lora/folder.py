@@ -25,6 +25,7 @@ from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_LAYER = ".base_layer.weight"
 KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.weight")
 
 
@@ -144,16 +145,14 @@ def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Module path -> (key of A, key of B).
 
     Raises:
-        AdapterProblem: a key is not that of a factor (`foreign_key`), or a factor has no partner
-            (`pair_incomplete`), or there are none (`no_tensors`).
+        AdapterProblem: a key is not that of a factor (`foreign_key`, `base_layer`), or a factor
+            has no partner (`pair_incomplete`), or there are none (`no_tensors`).
     """
     found: dict[str, dict[str, str]] = {}
     for key in keys:
         match = KEY.fullmatch(key)
         if match is None:
-            raise AdapterProblem(
-                "foreign_key", f"tensor {key[:200]!r} is no factor of a linear module"
-            )
+            raise _no_factor(key)
         found.setdefault(match[1], {})[match[2]] = key
     if not found:
         raise AdapterProblem("no_tensors", "the weights file holds no tensors")
@@ -165,6 +164,28 @@ def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
 
 
+def _no_factor(key: str) -> AdapterProblem:
+    if key.endswith(BASE_LAYER):
+        return AdapterProblem(
+            "base_layer",
+            f"tensor {key[:200]!r} is a weight of its base model, which PEFT saves along where an "
+            "output head or an embedding was adapted; it would take the place of yours",
+        )
+    return AdapterProblem("foreign_key", f"tensor {key[:200]!r} is no factor of a linear module")
+
+
+def check_shapes(module: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> None:
+    """Checks that two factors fit each other.
+
+    Raises:
+        AdapterProblem: they do not (`shape_mismatch`).
+    """
+    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != shape_b[1]:
+        raise AdapterProblem(
+            "shape_mismatch", f"{module} has factors of shapes {shape_a} and {shape_b}"
+        )
+
+
 def check_pair(
     module: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...], config: AdapterConfig
 ) -> None:
@@ -173,10 +194,7 @@ def check_pair(
     Raises:
         AdapterProblem: they do not (`shape_mismatch`, `rank_mismatch`).
     """
-    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != shape_b[1]:
-        raise AdapterProblem(
-            "shape_mismatch", f"{module} has factors of shapes {shape_a} and {shape_b}"
-        )
+    check_shapes(module, shape_a, shape_b)
     if shape_a[0] != config.rank_of(module):
         raise AdapterProblem(
             "rank_mismatch",

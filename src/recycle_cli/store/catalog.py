@@ -51,8 +51,9 @@ class Catalog(IndexFile):
 
         Another revision of the same place and pool takes the place of what was accepted there:
         the older row is rejected as `superseded`, and keeps its folder. One that failed does not,
-        for it says nothing of the adapter. An accepted adapter that turns up with its id and
-        weights at another place has moved, so the row of its old place goes.
+        nor one that could not be looked into, for it says nothing of the adapter. An accepted
+        adapter that turns up with its id and weights at another place has moved, so the row of its
+        old place goes.
 
         Args:
             document: what the crawl found.

@@ -36,6 +36,7 @@ class Hub(Requests):
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         super().__init__((endpoint or constants.ENDPOINT).rstrip("/"), patience)
+        self.passed_over = 0  # entries of listings that name no repository, or no commit
 
     def adapters_of(
         self, base_models: Sequence[str], author: str | None = None, limit: int | None = None
@@ -132,9 +133,11 @@ class Hub(Requests):
                 raise RecycleError(f"{url} answers with no list", "check HF_ENDPOINT")
             for item in page:
                 repository = parse_repository(item)
-                if repository is not None:
-                    given += 1
-                    yield repository
+                if repository is None:
+                    self.passed_over += 1
+                    continue
+                given += 1
+                yield repository
             url, query = self._next(response), []
 
     def _next(self, response: httpx2.Response) -> str | None:

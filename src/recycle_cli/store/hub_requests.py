@@ -68,9 +68,11 @@ PATIENCE = Patience()
 @dataclass
 class Traffic:
     """What has gone over the wire: requests to the Hub itself, which its rate limit counts, those
-    to the storage that it redirects to, and bytes of bodies read."""
+    of them that were for no file, those to the storage that it redirects to, and bytes of bodies
+    read."""
 
     requests: int = 0
+    api_requests: int = 0
     storage_requests: int = 0
     bytes: int = 0
 
@@ -182,6 +184,7 @@ class Requests:
         with self._lock:
             if self.is_at_hub(str(request.url)):
                 self.traffic.requests += 1
+                self.traffic.api_requests += str(request.url).startswith(f"{self.endpoint}/api/")
             else:
                 self.traffic.storage_requests += 1
 

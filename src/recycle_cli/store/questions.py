@@ -63,14 +63,19 @@ QUESTIONS: tuple[Question, ...] = (
     ),
     Question(
         "factors",
-        "It holds pairs of factors of the stated ranks and nothing else.",
-        ("no_tensors", "foreign_key", "pair_incomplete", "shape_mismatch", "rank_mismatch"),
+        "It holds pairs of factors and nothing else.",
+        ("no_tensors", "foreign_key", "base_layer", "pair_incomplete", "shape_mismatch"),
     ),
     Question("rank", "Its largest rank is allowed.", ("rank_too_large",)),
     Question(
         "modules",
         "Every module is a linear one of the base model, with the same shape.",
         ("no_such_module", "shape_mismatch", "unknown_base"),
+    ),
+    Question(
+        "stated ranks",
+        "Its factors have the ranks that its configuration states.",
+        ("rank_mismatch",),
     ),
     Question(
         "targets",

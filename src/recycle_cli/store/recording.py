@@ -15,6 +15,8 @@ from recycle_cli.store.holders import DUPLICATE, duplicate_of
 from recycle_cli.store.names import SUPERSEDED
 from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_document, to_row
 
+MAY_CHANGE = ("gated", "not_found", "disabled")
+"""Refusals that hang on who asks, and when, and say nothing of the adapter."""
 SAME_PLACE = "source = :source AND origin = :origin"
 # The plus keeps SQLite from looking through all of a source instead of asking for the sha256.
 MOVED = (
@@ -37,7 +39,7 @@ def put(
     ]
     with texts_change(connection, [*outdated, *keys_where(connection, SAME_PLACE, row)]) as changed:
         delete(connection, outdated)
-        if document.status != "failed":
+        if document.status != "failed" and document.reason not in MAY_CHANGE:
             _supersede(connection, row)
         changed.append(_put_row(connection, row, details))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from recycle_cli.errors import InputError
 from recycle_cli.lora.base_names import names_copy_of, same_base_model
 from recycle_cli.lora.config import AdapterConfig, AdapterProblem
-from recycle_cli.lora.folder import check_pair
+from recycle_cli.lora.folder import check_pair, check_shapes
 from recycle_cli.records import AdapterDocument, AdapterStatus, RankRange
 from recycle_cli.store.evidence import Evidence
 from recycle_cli.store.factors import Pair
@@ -251,7 +251,17 @@ def check_header(evidence: Evidence, rules: VettingRules) -> None:
 
 
 def check_pairs(evidence: Evidence, rules: VettingRules) -> None:
-    """Pairs the factors and compares their shapes with each other and with the configuration."""
+    """Pairs the factors and compares their shapes with each other."""
+    for module, (a, b) in evidence.pairs.items():
+        check_shapes(module, a.shape, b.shape)
+
+
+def check_stated_ranks(evidence: Evidence, rules: VettingRules) -> None:
+    """Compares the ranks with the configuration's.
+
+    Only now, when the modules are those of the base model: a stranger may state 5000 ranks, each of
+    which may have to be compared with each module, of which a stranger's file may have 10,000.
+    """
     for module, (a, b) in evidence.pairs.items():
         check_pair(module, a.shape, b.shape, evidence.config)
 
@@ -337,6 +347,7 @@ RUNS: Mapping[str, Callable[[Evidence, VettingRules], None]] = {
     "factors": check_pairs,
     "rank": check_rank,
     "modules": check_modules,
+    "stated ranks": check_stated_ranks,
     "targets": check_targets,
     "duplicate": check_duplicate,
     "finite": check_finite,

@@ -17,6 +17,7 @@ from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
 from recycle_cli.store.holders import DUPLICATE, duplicate_of
+from recycle_cli.store.recording import MAY_CHANGE
 from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
 from recycle_cli.workflows.crawl_outcomes import Outcomes
 from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
     from recycle_cli.store.room import Room
     from recycle_cli.store.vetting import VettingRules
 
-VETTING_VERSION = 2
+VETTING_VERSION = 3
 """Raised when a check changes its mind, so that adapters vetted before are looked at again."""
-MAY_CHANGE = ("gated", "not_found", "disabled")
-"""Refusals that hang on who asks, and when."""
-USUAL_QUOTA = (3000, 300)
-"""Requests to files that the Hub's documentation allows in so many seconds without a token."""
+USUAL_QUOTAS = {"resolvers": (3000, 300), "api": (500, 300)}
+"""Requests to files, and to listings and the like, that the Hub's documentation allows in so many
+seconds without a token."""
 REQUESTS_TO_KEEP = 3
 """To the Hub for an adapter that is kept: configuration, weights, card."""
 
@@ -257,15 +257,17 @@ class _Crawl:
         update: dict[str, object] = {
             "requests": hub.traffic.requests,
             "storage_requests": hub.traffic.storage_requests,
+            "passed_over": hub.passed_over,
             "bytes": hub.traffic.bytes,
         }
         if request.dry_run:
             requests = REQUESTS_TO_KEEP * self.to_come
-            quota, window = hub.quotas.get("resolvers", USUAL_QUOTA)
+            # The listing, or the commits of a list, have to be asked for again.
+            asked = {"resolvers": requests, "api": hub.traffic.api_requests}
             update |= {
                 "requests_to_come": requests,
                 "bytes_to_come": self.bytes_to_come,
-                "rate_limited_s": max(0, math.ceil(requests / quota) - 1) * window,
+                "rate_limited_s": max(_limited_s(hub, *one) for one in asked.items()),
             }
         return document.model_copy(update=update)
 
@@ -334,6 +336,12 @@ def _tells_nothing(document: AdapterDocument, catalog: Catalog) -> bool:
         return False
     held = catalog.at(document.source, document.origin, document.pool)
     return held is not None and held.status == "accepted"
+
+
+def _limited_s(hub: "Hub", bucket: str, requests: int) -> int:
+    """The least seconds that so many requests of a kind have to wait for the Hub's rate limit."""
+    quota, window = hub.quotas.get(bucket, USUAL_QUOTAS[bucket])
+    return max(0, math.ceil(requests / quota) - 1) * window
 
 
 def _digest_of(rules: "VettingRules") -> str:

@@ -87,6 +87,7 @@ TENSORS = (
         _with("base_model.model.model.layers.0.mlp.up_proj.weight", (64, 32)),
     ),
     kind("a saved head", "foreign_key", _with("base_model.model.lm_head.weight")),
+    kind("an adapted head", "base_layer", _with("base_model.model.lm_head.base_layer.weight")),
     kind("a trained bias", "foreign_key", _with("base_model.model.model.norm.bias", (32,))),
     kind("a magnitude", "foreign_key", _with(f"{Q0}.lora_magnitude_vector", (32,))),
     kind("a bias of a factor", "foreign_key", _with(f"{Q0}.lora_B.bias", (32,))),
