@@ -127,11 +127,13 @@ def evaluate(
     )
     named = task or [inputs.task_source(None)]
     sources, models = _parted(inputs, session.settings)
-    request = EvalRequest(
-        tasks=tuple(
-            find_task(source, include_path, num_fewshot, session.settings.offline)
+    with output.progress() as progress:
+        tasks = tuple(
+            find_task(source, include_path, num_fewshot, session.settings.offline, progress)
             for source in named
-        ),
+        )
+    request = EvalRequest(
+        tasks=tasks,
         base_model=inputs.base_model(base_model),
         metric=metric,
         baseline=baseline,
@@ -220,12 +222,13 @@ def _rows(document: "EvaluationDocument") -> list[tuple[object, ...]]:
                 f"{document.metrics[metric]:.3f}",
                 f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "-",
                 f"{paired.difference:+.3f}" if paired else "-",
-                f"{_p_value(paired):.3g}" if paired else "-",
+                _p_value(paired) if paired else "-",
                 document.task.rows,
             )
         )
     return rows
 
 
-def _p_value(paired: "PairedTest") -> float:
-    return paired.p_value if paired.adjusted_p_value is None else paired.adjusted_p_value
+def _p_value(paired: "PairedTest") -> str:
+    value = paired.p_value if paired.adjusted_p_value is None else paired.adjusted_p_value
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

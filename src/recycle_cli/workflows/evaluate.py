@@ -1,8 +1,9 @@
 """`recycle eval`: score the base model, adapters and merged models, with paired tests."""
 
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recycle_cli.errors import InputError
 from recycle_cli.evaluation.tasks import Task
@@ -10,7 +11,7 @@ from recycle_cli.progress import Progress
 from recycle_cli.records import EvaluationDocument
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.evaluate_models import BASE, Contender, MergedModel, find_contender
-from recycle_cli.workflows.evaluate_results import AskedTask, TaskOptions
+from recycle_cli.workflows.evaluate_results import Ask, AskedTask, Result, TaskOptions
 from recycle_cli.workflows.evaluate_tables import Scored, compared, mean_documents
 from recycle_cli.workflows.evaluate_tasks import ask
 from recycle_cli.workflows.provenance import Clock, shown
@@ -142,24 +143,38 @@ def evaluate(
     tasks = request.asked(progress)
     for one in contenders:
         one.check(request.base_model, base)
-    progress.stage(
-        f"scoring {len(contenders)} models on {_counted(request)}", len(contenders) * len(tasks)
-    )
+    progress.stage(f"scoring {_counted(request, contenders)}", len(contenders) * len(tasks))
     prepared = [task.prepare(base) for task in tasks]
-    command = request.command(sources)
     scored = []
     for one in contenders:
-        with one.on(base, request.base_model) as model:
-            own = model is not base
-            for number, task in enumerate(tasks):
-                clock = Clock()
-                results = (task.prepare(model) if own else prepared[number])()
-                run = clock.fields(request.seed, command)
-                scored += [Scored(one, number, result, run) for result in results]
-                progress.advance(f"{one.name} {_headline(results)}")
+        for number, result, clock in _answered(one, request, base, tasks, prepared, progress):
+            run = clock.fields(request.seed, request.command(sources))
+            run["versions"]["lm-eval"] = importlib.metadata.version("lm_eval")
+            scored.append(Scored(one, number, result, run))
     documents = compared(scored, baseline, request.base_model, request.seed)
     documents += mean_documents(scored, baseline, request.base_model, request.seed)
     return Evaluated(documents, [s for one in scored for s in _samples(one)], scored)
+
+
+def _answered(
+    one: Contender,
+    request: EvalRequest,
+    base: "BaseModel",
+    tasks: Sequence[AskedTask],
+    prepared: Sequence[Ask],
+    progress: Progress,
+) -> Iterator[tuple[int, Result, Clock]]:
+    """One contender's results on every task, with a clock that started with the task.
+
+    A function of its own, so that a merged model is let go of before the next is loaded.
+    """
+    with one.on(base, request.base_model) as model:
+        for number, task in enumerate(tasks):
+            clock = Clock()
+            ask_model = prepared[number] if model is base else task.prepare(model)
+            results = ask_model()
+            yield from ((number, result, clock) for result in results)
+            progress.advance(f"{one.name} {_headline(results)}")
 
 
 def contenders_of(request: EvalRequest, sources: Sequence[Source]) -> list[Contender]:
@@ -191,12 +206,13 @@ def check_request(request: EvalRequest, sources: Sequence[Source]) -> set[str]:
     return set[str]().union(*(task.metrics() for task in request.asked()))
 
 
-def _counted(request: EvalRequest) -> str:
+def _counted(request: EvalRequest, contenders: Sequence[Contender]) -> str:
+    models = "1 model" if len(contenders) == 1 else f"{len(contenders)} models"
     names = [task.name for task in request.tasks]
-    return names[0] if len(names) == 1 else f"{len(names)} tasks"
+    return f"{models} on {names[0] if len(names) == 1 else f'{len(names)} tasks'}"
 
 
-def _headline(results: Sequence[Any]) -> str:
+def _headline(results: Sequence[Result]) -> str:
     first = results[0]
     return f"{first.metrics.get(first.metric, 0.0):.3f}"
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recycle_cli.evaluation.tasks import Task, load_task
+from recycle_cli.progress import Progress
 from recycle_cli.workflows.evaluate_named import LmEvalTask
 from recycle_cli.workflows.evaluate_own import OwnTask
 from recycle_cli.workflows.evaluate_results import AskedTask, TaskOptions
@@ -17,8 +18,16 @@ def find_task(
     include_path: Path | None = None,
     num_fewshot: int | None = None,
     offline: bool = False,
+    progress: Progress | None = None,
 ) -> "Task | NamedTask":
     """The task that a name or path means: a file or a folder, else one of lm-eval's.
+
+    Args:
+        source: the name or path.
+        include_path: a folder with more tasks in lm-eval's form.
+        num_fewshot: examples before each prompt of a task of lm-eval's.
+        offline: read its data from this machine's cache alone.
+        progress: told when it is looked up, which can take a while.
 
     Raises:
         InputError: it is neither, or cannot be loaded.
@@ -28,6 +37,8 @@ def find_task(
     path = Path(source).expanduser()
     if path.exists() or path.suffix in {".jsonl", ".yaml", ".yml"} or "/" in source:
         return load_task(source)
+    if progress:
+        progress.stage(f"loading lm-eval's task {source}")
     return load_named_task(source, include_path, num_fewshot, offline)
 
 
