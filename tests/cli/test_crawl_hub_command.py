@@ -228,6 +228,7 @@ def test_a_crawl_that_is_killed_behind_files_that_hang_keeps_all_others(
             ("shop/config", "shop/config-again", "shop/weights"), "duplicate"
         )
         assert place.rows("killed") == place.rows("undisturbed")
+        assert len(place.kept("killed")) == len(place.kept("undisturbed")) == 42
 
 
 # --- in this process ------------------------------------------------------------------------

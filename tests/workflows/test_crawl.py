@@ -182,6 +182,24 @@ def test_a_changed_alpha_changes_what_is_kept(bench: Bench) -> None:
     assert before.sha256 == after.sha256
     assert after.norm == pytest.approx(2 * (before.norm or 0.0))
     assert read_config(Path(after.path or ""))["lora_alpha"] == 8
+    assert list(bench.settings.adapters_folder.iterdir()) == [Path(after.path or "")]
+
+
+def test_of_several_folders_of_the_same_weights_the_one_that_nobody_names_goes(
+    bench: Bench,
+) -> None:
+    put_adapter(bench.pool / "a", 1)
+    before = bench.crawl()["a"]
+    other = replace(bench.request, base_model="org/other", also_bases=frozenset({"org/base"}))
+    list(crawl(other, bench.settings, SHAPES))
+    put_adapter(bench.pool / "a", 1, lora_alpha=8)
+    after = bench.crawl()["a"]
+    assert after.path != before.path
+    assert not Path(before.path or "").exists()
+    with Catalog(bench.settings.catalog_file) as catalog:
+        folders = {str(row.path) for row in catalog.kept()}
+    assert {str(path) for path in bench.settings.adapters_folder.iterdir()} == folders
+    assert len(folders) == 2
 
 
 def test_a_duplicate_is_looked_at_again_when_the_first_is_forgotten(bench: Bench) -> None:

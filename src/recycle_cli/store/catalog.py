@@ -18,7 +18,7 @@ from recycle_cli.store.figures import figures
 from recycle_cli.store.full_text import any_of, texts_change
 from recycle_cli.store.names import hint_for_unknown, names_all, readings_of, single
 from recycle_cli.store.query import AdapterQuery, relevances, select, storable
-from recycle_cli.store.recording import delete, hand_over, keys_where, put, put_details
+from recycle_cli.store.recording import delete, hand_over, keys_where, put, put_details, unnamed
 from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_document
 
 __all__ = ["AdapterQuery", "Catalog"]
@@ -46,7 +46,7 @@ class Catalog(IndexFile):
         stamp: str | None = None,
         details: Details | None = None,
         instead_of: Sequence[AdapterDocument] = (),
-    ) -> None:
+    ) -> list[str]:
         """Records an adapter; the same source, origin, revision and pool again replaces its row.
 
         Another revision of the same place and pool takes the place of what was accepted there:
@@ -60,12 +60,16 @@ class Catalog(IndexFile):
             stamp: what `unchanged` shall compare, or None to have it looked at again.
             details: its card and modules; None leaves those recorded with the same weights.
             instead_of: recorded adapters that held its weights until now. They become its
-                duplicates, and so do theirs; their folders stay.
+                duplicates, and so do theirs.
+
+        Returns:
+            The paths of kept folders that no row names any more. They stay where they are.
         """
         with self._transaction():
-            put(self._connection, document, stamp, details)
+            paths = put(self._connection, document, stamp, details)
             if instead_of and document.status == "accepted":
-                hand_over(self._connection, document, instead_of)
+                paths += hand_over(self._connection, document, instead_of)
+            return unnamed(self._connection, paths)
 
     def set_derived(
         self,

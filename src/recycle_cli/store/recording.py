@@ -6,6 +6,7 @@ Everything here needs a transaction.
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recycle_cli.records import AdapterDocument
@@ -17,6 +18,7 @@ from recycle_cli.store.rows import COLUMNS, KEY, KEY_MATCHES, key_of, to_documen
 
 MAY_CHANGE = ("gated", "not_found", "disabled")
 """Refusals that hang on who asks, and when, and say nothing of the adapter."""
+SHA256_DIGITS = 64
 SAME_PLACE = "source = :source AND origin = :origin"
 # The plus keeps SQLite from looking through all of a source instead of asking for the sha256.
 MOVED = (
@@ -31,23 +33,28 @@ def put(
     document: AdapterDocument,
     stamp: str | None,
     details: Details | None,
-) -> None:
-    """Puts an adapter in, as `Catalog.record` describes it."""
+) -> list[str]:
+    """Puts an adapter in, as `Catalog.record` describes it; gives the paths that rows of its place
+    had."""
     row = {**to_row(document), "stamp": stamp, "recorded": time.time()}
     outdated = [
         key for which in (MOVED, WITHOUT_POOL) for key in keys_where(connection, which, row)
     ]
-    with texts_change(connection, [*outdated, *keys_where(connection, SAME_PLACE, row)]) as changed:
+    touched = [*outdated, *keys_where(connection, SAME_PLACE, row)]
+    paths = _paths_of(connection, touched)
+    with texts_change(connection, touched) as changed:
         delete(connection, outdated)
         if document.status != "failed" and document.reason not in MAY_CHANGE:
             _supersede(connection, row)
         changed.append(_put_row(connection, row, details))
+    return paths
 
 
 def hand_over(
     connection: sqlite3.Connection, holder: AdapterDocument, former: Sequence[AdapterDocument]
-) -> None:
-    """Makes adapters with the weights of another one its duplicates, and theirs too."""
+) -> list[str]:
+    """Makes adapters with the weights of another one its duplicates, and theirs too; gives the
+    paths that they had."""
     condition = (
         f"sha256 = :sha256 AND pool_key = :pool_key AND id <> :id AND reason = '{DUPLICATE}'"
     )
@@ -63,6 +70,17 @@ def hand_over(
             kept = {"stamp": row["stamp"], "recorded": row["recorded"]}
             _put_row(connection, {**to_row(document), **kept}, None)
             connection.execute("DELETE FROM details WHERE adapter = ?", (key,))
+    return [one.path for one in former if one.path is not None]
+
+
+def unnamed(connection: sqlite3.Connection, paths: Sequence[str]) -> list[str]:
+    """Those of some paths of kept folders that no row has."""
+    asked = "SELECT 1 FROM adapters WHERE sha256 = ? AND path = ?"
+    return [
+        path
+        for path in dict.fromkeys(paths)
+        if connection.execute(asked, (Path(path).name[:SHA256_DIGITS], path)).fetchone() is None
+    ]
 
 
 def put_details(connection: sqlite3.Connection, key: int, details: Details) -> None:
@@ -97,6 +115,14 @@ def delete(connection: sqlite3.Connection, keys: Sequence[int]) -> None:
     if not keys:  # SQLite would look through all rows for none
         return
     connection.execute(f"DELETE FROM adapters WHERE key IN ({', '.join(map(str, keys))})")
+
+
+def _paths_of(connection: sqlite3.Connection, keys: Sequence[int]) -> list[str]:
+    chosen = ", ".join(map(str, keys))
+    found = connection.execute(
+        f"SELECT path FROM adapters WHERE key IN ({chosen}) AND path IS NOT NULL"
+    )
+    return [path for (path,) in found]
 
 
 def _supersede(connection: sqlite3.Connection, row: Mapping[str, Any]) -> None:

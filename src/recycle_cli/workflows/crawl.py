@@ -23,6 +23,7 @@ from recycle_cli.workflows.crawl_outcomes import Outcomes
 from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
 from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
 from recycle_cli.workflows.hub_messages import waits_told
+from recycle_cli.workflows.reclaim import reclaim
 from recycle_cli.workflows.workers import as_finished
 
 if TYPE_CHECKING:
@@ -101,12 +102,15 @@ class _Crawl:
     bytes_read: int = 0
     to_come: int = 0
     bytes_to_come: int = 0
+    orphans: set[str] = field(default_factory=set)
+    """Folders that rows named before. They go in the end, since somebody may be reading one."""
 
     def run(self, found: "list[Found]") -> Iterator[AdapterDocument | CrawlDocument]:
         started = time.monotonic()
         self.progress.stage("vetting adapters", len(found))
         with ExitStack() as stack:
             catalog = stack.enter_context(self._open_catalog())
+            stack.callback(self._reclaim, catalog)
             stack.callback(self.source.stop)
             stack.enter_context(waits_told(self.progress))
             rules = self._rules()
@@ -171,7 +175,8 @@ class _Crawl:
                 again = document.status == "failed" or document.reason in MAY_CHANGE
                 details = details_of(evidence) if document.status == "accepted" else None
                 later = self._later(holders, look)
-                catalog.record(document, None if again else look.stamp, details, later)
+                stamp = None if again else look.stamp
+                self.orphans |= set(catalog.record(document, stamp, details, later))
         finally:
             evidence.discard()
         self.bytes_read += evidence.bytes_read
@@ -186,7 +191,7 @@ class _Crawl:
         document = self._unless_held(recorded, look.place, holders)
         later = self._later(holders, look)
         if not self.request.dry_run and (later or document.status != recorded.status):
-            catalog.record(document, look.stamp, None, later)
+            self.orphans |= set(catalog.record(document, look.stamp, None, later))
         return document
 
     def _holders(self, document: AdapterDocument, catalog: Catalog) -> list[AdapterDocument]:
@@ -230,6 +235,11 @@ class _Crawl:
                 update={"status": "failed", "reason": reason, "detail": str(error)}
             )
         return document.model_copy(update={"path": str(path)})
+
+    def _reclaim(self, catalog: Catalog) -> None:
+        folders = map(Path, sorted(self.orphans))
+        for problem in reclaim(folders, self.settings.adapters_folder, catalog):
+            self.progress.message(f"a folder that nothing needs any more stays: {problem}")
 
     def _count(self, document: AdapterDocument) -> None:
         self.counts[document.status] += 1

@@ -9,6 +9,7 @@ from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
 from recycle_cli.store.rows import row_key
 from recycle_cli.workflows.index import open_index
+from recycle_cli.workflows.reclaim import reclaim, rows_of
 
 
 def forget_adapters(
@@ -36,7 +37,12 @@ def forget_adapters(
         sizes = {str(folder): _size_of(folder) for folder in folders}
         if not dry_run:
             catalog.remove(rows)
-            _reclaim(folders, catalog)
+            failed = reclaim(folders, settings.adapters_folder, catalog)
+            if failed:
+                raise RecycleError(
+                    f"forgotten, but {len(failed)} folders cannot be removed: {failed[0]}",
+                    "check the permissions of the adapter cache, and remove them by hand",
+                )
     forgotten = [
         ForgottenAdapter(
             **row.model_dump(include=set(ForgottenAdapter.model_fields)),
@@ -64,32 +70,9 @@ def _folders_to_go(
         for folder in sorted(folders)
         if folder.parent == settings.adapters_folder
         and folder.is_dir()
-        and all(row_key(other) in going for other in _rows_of(folder, catalog))
+        and all(row_key(other) in going for other in rows_of(folder, catalog))
     ]
-
-
-def _rows_of(folder: Path, catalog: Catalog) -> list[AdapterDocument]:
-    """The rows that a kept folder belongs to."""
-    return [row for row in catalog.kept(folder.name[:64]) if row.path == str(folder)]
 
 
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _reclaim(folders: Sequence[Path], catalog: Catalog) -> None:
-    from recycle_cli.store.cache import remove
-
-    failed = []
-    for folder in folders:
-        if _rows_of(folder, catalog):
-            continue  # a crawl has brought it back meanwhile
-        try:
-            remove(folder.parent, folder.name)
-        except OSError as error:
-            failed.append(str(error))
-    if failed:
-        raise RecycleError(
-            f"forgotten, but {len(failed)} folders cannot be removed: {failed[0]}",
-            "check the permissions of the adapter cache, and remove them by hand",
-        )
