@@ -177,28 +177,29 @@ def test_rows_that_were_trained_on_are_counted_and_named(
         ("--task TASK --fail-under perplexity=3", ("computed here: acc, acc_norm, acc_sum",)),
         ("--task TASK --fail-under acc=1.5", ("'acc=1.5'", "from 0 to 1")),
         ("--task TASK --require best", ("'best'", "better-than=base")),
-        ("--task TASK --require better-than=none", ("'none'", "lab/plain")),
+        ("--task TASK --require better-than=none", ("'none'", "none of the adapters")),
         ("--task TASK --require better-than=target", ("'target'",)),
         ("--task TASK --require better-than=lab/plain", ("there is none", "one more")),
         ("--task TASK --require better-than=base --alpha 5", ("--alpha is 5",)),
     ],
 )
 def test_refusals(
-    crawled: Recycle, pico_folder: Path, task: Path, tiny_tasks: Path, line: str, said: tuple[str]
+    crawled: Recycle,
+    pico_folder: Path,
+    task: Path,
+    tiny_tasks: Path,
+    line: str,
+    said: tuple[str, ...],
 ) -> None:
-    places = {"TASKS": tiny_tasks, "TASK": task, "lab/plain": "lab/plain"}
+    places = {"TASKS": tiny_tasks, "TASK": task}
     words = [places.get(word, word) for word in line.split()]
-    refused = crawled(
-        "--offline", "eval", "lab/plain", "--base-model", pico_folder, *words, succeeds=False
-    )
-    named = [str(crawled_name) for crawled_name in said if crawled_name != "lab/plain"]
-    assert_refused(refused, 2, *named)
+    line_of = ("--offline", "eval", "lab/plain", "--base-model", pico_folder, *words)
+    assert_refused(crawled(*line_of, succeeds=False), 2, *said)
 
 
 @pytest.fixture
 def taught(crawled: Recycle, task: Path, pico_folder: Path, tmp_path: Path) -> Path:
-    """A task whose right answers are those of the adapter lab/plain, which is nearly always right
-    on it, and of 60 rows; its other adapters and the base are not."""
+    """A task of 60 rows whose right answers are those that the adapter lab/plain gives."""
     rows = closed_rows(60, start=2000)
     write_rows(tmp_path / "probe/test.jsonl", rows)
     line = ("eval", "lab/plain", "--task", "probe", "--base-model", pico_folder, "--json")
@@ -251,7 +252,7 @@ def test_a_lower_perplexity_is_better(crawled: Recycle, taught: Path, pico_folde
     line = ("eval", *NAMES, "--task", taught, "--base-model", pico_folder, "--json")
     line = (*line, "--metric", "perplexity", "--baseline", "shop/mlp")
     documents = crawled(*line).documents
-    (paired,) = (of(documents, "lab/plain")["paired"],)
+    paired = of(documents, "lab/plain")["paired"]
     better = "lab/plain" if paired["difference"] < 0 else "shop/mlp"
     worse = ({*NAMES} - {better}).pop()
     assert paired["p_value"] < 0.05
