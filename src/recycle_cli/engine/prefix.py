@@ -7,7 +7,8 @@ exact, up to the order of floating-point sums. (Dropout, where it is on, draws o
 shared part instead of one a row.)
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +33,48 @@ def repeated(prefix_cache: Any, rows: int) -> Any:
     """A new cache that holds the prefix for each of `rows` rows; None stays None."""
     if prefix_cache is None:
         return None
+    return _cache(
+        [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in _pairs(prefix_cache)]
+    )
+
+
+@contextlib.contextmanager
+def gradients_collected(prefix_cache: Any) -> Iterator[Any]:
+    """A cache to use in several passes, whose gradients go back through the prefix in the end.
+
+    So the prefix is run once, forward and backward, however many passes there are.
+
+    Args:
+        prefix_cache: as `run_prefix` gives it, with its graph; None stays None.
+    """
+    if prefix_cache is None:
+        yield None
+        return
+    pairs = _pairs(prefix_cache)
+    leaves = [(_leaf(k), _leaf(v)) for k, v in pairs]
+    yield _cache(leaves)
+    ends = [
+        (made, leaf.grad)
+        for pair, of_pair in zip(pairs, leaves, strict=True)
+        for made, leaf in zip(pair, of_pair, strict=True)
+        if made.requires_grad
+    ]
+    if ends:
+        torch.autograd.backward([made for made, _ in ends], [gradient for _, gradient in ends])
+
+
+def _leaf(made: Tensor) -> Tensor:
+    return made.detach().requires_grad_(made.requires_grad)
+
+
+def _pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache(pairs: list[tuple[Tensor, Tensor]]) -> Any:
     from transformers import DynamicCache
 
-    pairs = [(layer.keys, layer.values) for layer in prefix_cache.layers]
-    return DynamicCache(
-        [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in pairs]
-    )
+    return DynamicCache(pairs)
 
 
 def pad_left(

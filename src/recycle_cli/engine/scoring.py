@@ -9,10 +9,16 @@ from torch import Tensor
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Question, end_of_answer, shared_length
 from recycle_cli.engine.forward import by_length
+from recycle_cli.engine.packing import Branching, pack, run_packed
 from recycle_cli.engine.prefix import pad_left, repeated, run_prefix
 from recycle_cli.progress import Progress, Silent
 
 BATCH = 32
+HEAD_ROWS = 256
+"""Positions whose logits, over the whole vocabulary, are in memory at once."""
+
+Prediction = tuple[int, int]
+"""A position in the flattened rectangle of a batch, and the token that it shall predict."""
 
 
 @torch.no_grad()
@@ -24,8 +30,8 @@ def candidate_log_likelihoods(
 ) -> list[list[float]]:
     """The log-likelihood of every candidate answer, in nats, summed over its tokens.
 
-    A prompt is run once and its keys and values serve all its candidates; the first token of
-    every candidate comes from that same pass.
+    A prompt and all its candidates are run in one pass, in which each token of the prompt stands
+    once; what all prompts begin with is run once for all questions.
 
     Returns:
         For each question, one number for each candidate, in their order.
@@ -52,7 +58,7 @@ class _Prefix:
         self.length = shared_length(prompts)
         tokens = torch.tensor(prompts[0][: self.length], dtype=torch.int64)
         self._base = base
-        self._cache = run_prefix(base, tokens.to(base.compute.device))
+        self.cache = run_prefix(base, tokens.to(base.compute.device))
 
     def run(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Any]:
         """Runs the rest of some of the prompts.
@@ -66,82 +72,56 @@ class _Prefix:
             tokens,
             attention_mask=attention,
             position_ids=position.clamp(min=0),
-            past_key_values=repeated(self._cache, len(prompts)),
+            past_key_values=repeated(self.cache, len(prompts)),
             use_cache=True,
         )
         return out.last_hidden_state, attention, out.past_key_values
 
 
 def _score_batch(base: BaseModel, prefix: _Prefix, batch: Sequence[Question]) -> list[list[float]]:
-    hidden, attention, cache = prefix.run([question.prompt + question.lead for question in batch])
-    reach = max(len(question.lead) for question in batch) + 1
-    ahead = _log_probabilities(base, hidden[:, -reach:])
-    leads = [_lead_score(question.lead, row) for question, row in zip(batch, ahead, strict=True)]
-    scores: list[list[float]] = [[] for _ in batch]
-    for number in range(max(len(question.candidates) for question in batch)):
-        answers = [
-            question.candidates[number] if number < len(question.candidates) else ()
-            for question in batch
-        ]
-        rest = _score_rest(base, answers, attention, cache)
-        for row, answer in enumerate(answers):
-            if answer:
-                scores[row].append(leads[row] + float(ahead[row, -1, answer[0]]) + rest[row])
-    return scores
+    rows = [_branching(question, prefix.length) for question in batch]
+    packed = pack(base, rows, prefix.length)
+    hidden = run_packed(base, packed, prefix.cache)
+    predictions = [
+        one
+        for question, row, start in zip(batch, rows, packed.starts, strict=True)
+        for one in _predictions(question, row, start)
+    ]
+    flat = [pair for of_candidate in predictions for pair in of_candidate]
+    found = _log_likelihoods(base, hidden, flat).split([len(one) for one in predictions])
+    sums = iter([float(part.sum()) for part in found])
+    return [[next(sums) for _ in question.candidates] for question in batch]
 
 
-def _lead_score(lead: Sequence[int], ahead: Tensor) -> float:
-    """Log-likelihood of the tokens that all answers begin with.
-
-    Args:
-        lead: their ids.
-        ahead: (positions, vocabulary) log-probabilities; the last but one row predicts the last
-            token of the lead.
-    """
-    if not lead:
-        return 0.0
-    predicting = ahead[-1 - len(lead) : -1]
-    targets = torch.tensor(lead, device=ahead.device)
-    return float(predicting.gather(1, targets[:, None]).sum())
+def _branching(question: Question, shared: int) -> Branching:
+    """Nothing is predicted from an answer's last token, so that one is not run."""
+    trunk = question.prompt[shared:] + question.lead
+    return Branching(trunk, tuple(candidate[:-1] for candidate in question.candidates))
 
 
-def _log_probabilities(base: BaseModel, hidden: Tensor) -> Tensor:
-    """(..., vocabulary) in float32, from hidden states (..., width)."""
-    logits = base.head(hidden.reshape(-1, hidden.shape[-1])).float()
-    return logits.log_softmax(dim=-1).view(*hidden.shape[:-1], -1)
+def _predictions(question: Question, row: Branching, start: int) -> list[list[Prediction]]:
+    """Where each token of each candidate is predicted, those of the lead included."""
+    last = start + len(row.trunk) - 1
+    lead = list(zip(range(last - len(question.lead), last), question.lead, strict=True))
+    found = []
+    for candidate, offset in zip(question.candidates, row.branch_starts(), strict=True):
+        begin = start + offset
+        places = (last, *range(begin, begin + len(candidate) - 1))
+        found.append([*lead, *zip(places, candidate, strict=True)])
+    return found
 
 
-def _score_rest(
-    base: BaseModel, answers: Sequence[Sequence[int]], attention: Tensor, cache: Any
-) -> list[float]:
-    """Log-likelihood of each answer's tokens after its first, given the cached prompts.
-
-    The cache is as it was when this returns.
-    """
-    inputs = [tuple(answer[:-1]) for answer in answers]
-    length = max(map(len, inputs))
-    if length == 0:
-        return [0.0] * len(answers)
-    base.check_length(attention.shape[1] + length)
-    tokens = torch.full((len(inputs), length), base.tokenizer.pad_token_id, dtype=torch.int64)
-    present = torch.zeros(len(inputs), length, dtype=torch.int64)
-    for row, ids in enumerate(inputs):
-        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        present[row, : len(ids)] = 1
-    device = attention.device
-    tokens, present = tokens.to(device), present.to(device)
-    out = base.model.base_model(
-        tokens,
-        attention_mask=torch.cat([attention, present], dim=1),
-        position_ids=attention.sum(dim=1, keepdim=True) + torch.arange(length, device=device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    cache.crop(-length)
-    log_probabilities = _log_probabilities(base, out.last_hidden_state[present.bool()])
-    targets = torch.tensor([token for answer in answers for token in answer[1:]], device=device)
-    picked = log_probabilities.gather(1, targets[:, None])[:, 0]
-    return [float(part.sum()) for part in picked.split([len(ids) for ids in inputs])]
+def _log_likelihoods(base: BaseModel, hidden: Tensor, predictions: Sequence[Prediction]) -> Tensor:
+    """The log-probability of each predicted token, float32 on the CPU."""
+    places, tokens = torch.tensor(predictions, device=hidden.device).T
+    # Candidates of a question share positions, whose logits are computed once.
+    places, which = places.unique(return_inverse=True)
+    found = torch.empty(len(predictions), device=hidden.device)
+    for begin in range(0, len(places), HEAD_ROWS):
+        logits = base.head(hidden[places[begin : begin + HEAD_ROWS]]).float()
+        here = (which >= begin) & (which < begin + HEAD_ROWS)
+        found[here] = logits.log_softmax(dim=-1)[which[here] - begin, tokens[here]]
+    return found.cpu()
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
     from recycle_cli.store.answers import Answer, AnswerBook
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised when rows come to be scored in another way, so that old answers are not taken for new."""
 Known = Mapping[bytes, "Answer"]
 
