@@ -1,5 +1,7 @@
 """Slopes of the loss, against dense products and against the loss itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,13 +9,14 @@ from hypothesis import strategies as st
 from support.low_rank import SEEDS, dense, random_piece
 
 from recycle_cli.engine.adapted import with_adapter
-from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.forward import answer_loss, collate
 from recycle_cli.engine.gradients import weight_gradients
 from recycle_cli.lora.update import LowRankUpdate
 from recycle_cli.selection import first_order
 from recycle_cli.selection.first_order import slopes
+from recycle_cli.settings import Settings
 
 SHAPES = {"q": (7, 5), "down": (4, 9)}
 EXAMPLES = [
@@ -43,13 +46,16 @@ def test_more_adapters_than_are_taken_together(monkeypatch: pytest.MonkeyPatch) 
     gradients = {"q": torch.randn(SHAPES["q"])}
     updates = [{"q": random_piece(at, 2, SHAPES["q"])} for at in range(10)]
     whole = slopes(gradients, updates)
-    monkeypatch.setattr(first_order, "TOGETHER", 3)
+    monkeypatch.setattr(first_order, "TOGETHER", 7)
     assert slopes(gradients, updates) == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
-def test_the_gradients_are_those_of_autograd(pico_base: BaseModel) -> None:
+def test_the_gradients_are_those_of_autograd(
+    pico_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the batches, and with prompts that share their beginning."""
-    found = weight_gradients(pico_base, EXAMPLES, list(pico_base.shapes), batch_size=3)
+    monkeypatch.setattr("recycle_cli.engine.gradients.TOKENS_A_PASS", 20)
+    found = weight_gradients(pico_base, EXAMPLES, list(pico_base.shapes))
     modules = {path: pico_base.model.get_submodule(path) for path in pico_base.shapes}
     try:
         pico_base.model.requires_grad_(True)
@@ -59,6 +65,51 @@ def test_the_gradients_are_those_of_autograd(pico_base: BaseModel) -> None:
     finally:
         pico_base.model.zero_grad(set_to_none=True)
         pico_base.model.requires_grad_(False)
+
+
+def test_the_pass_back_ends_at_the_first_module_that_is_asked_for(pico_base: BaseModel) -> None:
+    pico_base.model.requires_grad_(False)
+    last = [path for path in pico_base.shapes if "layers.1.mlp" in path]
+    whole = weight_gradients(pico_base, EXAMPLES, list(pico_base.shapes))
+    reached = []
+    first = pico_base.model.get_submodule("model.layers.0.self_attn.q_proj")
+    handle = first.register_forward_hook(lambda *call: reached.append(call[2].requires_grad))
+    try:
+        found = weight_gradients(pico_base, EXAMPLES, last)
+    finally:
+        handle.remove()
+    assert reached and not any(reached)
+    assert sorted(found) == sorted(last)
+    for path in last:
+        torch.testing.assert_close(found[path], whole[path])
+
+
+def test_lines_too_long_to_keep_their_scores(
+    pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 on a CPU, where attention is computed in one of two ways."""
+    base = load_base_model(str(pico_folder), Settings(tmp_path, True, "bfloat16", "cpu"))
+    short = weight_gradients(base, EXAMPLES, list(base.shapes))
+    monkeypatch.setattr("recycle_cli.engine.gradients.SHORT_LINE", 0)
+    long = weight_gradients(base, EXAMPLES, list(base.shapes))
+    for path, gradient in short.items():
+        assert (gradient - long[path]).norm() < 0.05 * gradient.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slopes_have_the_digits_of_their_dtype(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    updates = [
+        {name: random_piece(seed, 8, shape) for name, shape in SHAPES.items()} for seed in range(9)
+    ]
+    exact = [
+        sum(float((gradients[name] * piece.dense()).sum()) for name, piece in update.items())
+        for update in updates
+    ]
+    size = max(map(abs, exact))
+    found = slopes(gradients, updates, dtype)
+    assert found == pytest.approx(exact, abs=size * 4 * torch.finfo(dtype).eps)
 
 
 def test_nothing_is_left_on_the_model(pico_base: BaseModel) -> None:

@@ -146,7 +146,7 @@ def _by_gradient(
 ) -> Outcome:
     """One pass of the base model, then the products of its gradients with every update."""
     from recycle_cli.engine.encoding import encode_examples
-    from recycle_cli.engine.gradients import weight_gradients
+    from recycle_cli.engine.gradients import factor_dtype, weight_gradients
     from recycle_cli.lora.norm import module_norms, total_norm
     from recycle_cli.selection.first_order import slopes
 
@@ -156,9 +156,10 @@ def _by_gradient(
     progress.stage("one gradient of the base model")
     gradients = weight_gradients(base, encode_examples(base, rows), sorted(modules), progress)
     normalise = request.method == NORMALISED
+    precision = factor_dtype(base)
 
     def score(updates: "Sequence[ModelUpdate]") -> list[float]:
-        found = [-slope for slope in slopes(gradients, updates)]
+        found = [-slope for slope in slopes(gradients, updates, precision)]
         if not normalise:
             return found
         norms = [total_norm(module_norms(update)) for update in updates]
