@@ -281,8 +281,11 @@ def test_the_filters_of_the_index(crawled: Recycle, base: tuple[str, Path]) -> N
         "shop/mlp",
         "shop/patterned",
     }
-    refused = crawled(*words, "--license", "gpl", succeeds=False)
-    assert_refused(refused, 1, "the index holds no adapter", "that is asked for")
+    assert set(order(crawled(*words, "--source", "folder").document)) == NAMES
+    for option, value in (("--license", "gpl"), ("--source", "hub")):
+        refused = crawled(*words, option, value, succeeds=False)
+        assert_refused(refused, 1, "the index holds no adapter", "that is asked for")
+    assert_refused(crawled(*words, "--source", "disk", succeeds=False), 2, "use one of: hub")
 
 
 def test_words_find_the_card_that_says_what_the_task_is(

@@ -7,14 +7,13 @@ import typer
 
 from recycle_cli.cli.index_show import print_adapter
 from recycle_cli.cli.index_upkeep import duplicates, forget, verify
-from recycle_cli.cli.options import JsonOption, Session
+from recycle_cli.cli.options import SOURCES, JsonOption, Session, checked_source
 from recycle_cli.cli.output import Output
 from recycle_cli.errors import InputError
 from recycle_cli.lora.base_names import base_name_given
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 STATUSES = ("accepted", "rejected", "failed", "all")
-SOURCES = ("hub", "folder")
 HISTOGRAMS = {
     "base models": "base_models",
     "ranks": "ranks",
@@ -120,13 +119,11 @@ def list_(
     session: Session = context.obj
     if status not in STATUSES:
         raise InputError(f"--status is {status!r}", f"use one of: {', '.join(STATUSES)}")
-    if source is not None and source not in SOURCES:
-        raise InputError(f"--source is {source!r}", f"use one of: {', '.join(SOURCES)}")
     query = AdapterQuery(
         base_model=None if base_model is None else base_name_given(base_model),
         license=license_,
         author=author,
-        source=source,  # type: ignore[arg-type]  # checked above
+        source=checked_source(source),
         min_rank=min_rank,
         max_rank=max_rank,
         target_module=target_module,

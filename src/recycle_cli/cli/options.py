@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 STDIN = "-"
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]B)", re.IGNORECASE)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+AdapterSource = Literal["hub", "folder"]
+"""Where an adapter in the index came from."""
+SOURCES: tuple[AdapterSource, ...] = get_args(AdapterSource)
 MAX_SEED = 2**32 - 1
 """What every library takes."""
 
@@ -73,6 +76,20 @@ AdaptersArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def checked_source(source: str | None) -> AdapterSource | None:
+    """What `--source` says; None where it was not given.
+
+    Raises:
+        InputError: it is none of SOURCES.
+    """
+    for known in SOURCES:
+        if source == known:
+            return known
+    if source is None:
+        return None
+    raise InputError(f"--source is {source!r}", f"use one of: {', '.join(SOURCES)}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recycle_cli.cli.options import (
+    SOURCES,
     AdaptersArgument,
     BaseModelOption,
     JsonOption,
@@ -12,6 +13,7 @@ from recycle_cli.cli.options import (
     SeedOption,
     Session,
     TaskOption,
+    checked_source,
     load_base,
     read_inputs,
 )
@@ -68,6 +70,10 @@ def select(
     author: Annotated[
         str | None, typer.Option("--author", help="Of the index: by this author.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help=f"Of the index: from one of: {', '.join(SOURCES)}."),
+    ] = None,
     min_rank: Annotated[
         int | None, typer.Option("--min-rank", min=1, help="Of the index: of this rank on.")
     ] = None,
@@ -122,6 +128,7 @@ def select(
     filters = {
         "--license": license_,
         "--author": author,
+        "--source": source,
         "--min-rank": min_rank,
         "--max-rank": max_rank,
         "--target-module": target_module,
@@ -151,6 +158,7 @@ def select(
     query = AdapterQuery(
         license=license_,
         author=author,
+        source=checked_source(source),
         min_rank=min_rank,
         max_rank=max_rank,
         target_module=target_module,
