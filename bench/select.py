@@ -19,7 +19,7 @@ from bench.merge import LARGE_BLOCK
 from bench.timing import Comparison, Measured, compare, measure
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import encode_examples, prompt_text
-from recycle_cli.engine.gradients import weight_gradients
+from recycle_cli.engine.gradients import factor_dtype, weight_gradients
 from recycle_cli.evaluation.lm_eval_task import lm_eval_config, run_lm_eval
 from recycle_cli.evaluation.tasks import Row, load_task
 from recycle_cli.lora.base_names import EMBEDDED_NAME
@@ -93,14 +93,15 @@ def _evaluation(base: BaseModel, other: BaseModel, rows: Sequence[Row]) -> Compa
 
 
 def _gradient(base: BaseModel, rows: Sequence[Row]) -> Comparison:
-    """A pool of 200: one gradient, beside evaluations of which a few are run."""
+    """A pool of 200: one gradient, beside evaluations of which a few are run. Neither reads files,
+    which takes the same for both."""
     shapes = {path: shape for path, shape in base.shapes.items() if path != "lm_head"}
     few = [_update(shapes, f"few{number}") for number in range(8)]
     pool = [few[number % len(few)] for number in range(LARGE_POOL)]
-    examples = encode_examples(base, rows)
 
     def gradient() -> None:
-        slopes(weight_gradients(base, examples, list(shapes)), pool)
+        gradients = weight_gradients(base, encode_examples(base, rows), list(shapes))
+        slopes(gradients, pool, factor_dtype(base))
 
     def evaluation() -> None:
         for update in few[:EVALUATED]:
@@ -109,7 +110,7 @@ def _gradient(base: BaseModel, rows: Sequence[Row]) -> Comparison:
     found = compare("", gradient, "", evaluation, turns=3)
     whole = [_times(one, LARGE_POOL / EVALUATED) for one in found.theirs]
     return Comparison(
-        f"gradient: {LARGE_POOL} adapters, {len(rows)} rows",
+        f"gradient: {LARGE_POOL} adapters in memory, {len(rows)} rows",
         found.ours,
         f"evaluation, {EVALUATED} adapters measured, times {LARGE_POOL / EVALUATED:.0f}",
         tuple(whole),
