@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.errors import InputError
 from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
@@ -19,6 +19,7 @@ from recycle_cli.store.catalog import Catalog
 from recycle_cli.store.holders import DUPLICATE, duplicate_of
 from recycle_cli.store.recording import MAY_CHANGE
 from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
+from recycle_cli.workflows.crawl_look import Look
 from recycle_cli.workflows.crawl_outcomes import Outcomes
 from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
 from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
@@ -116,14 +117,14 @@ class _Crawl:
             rules = self._rules()
             digest = _digest_of(rules)
             looks = (
-                _Look(one, place, self.source.stamp(one, digest)) for place, one in enumerate(found)
+                Look(one, place, self.source.stamp(one, digest)) for place, one in enumerate(found)
             )
             asked = (look.recorded_in(catalog, self.request.base_model) for look in looks)
             looked_at = as_finished(
                 lambda look: look.vet(self.source, self._rules_for(look, rules)),
                 asked,
                 self.source.workers,
-                unused=_Look.discard,
+                unused=Look.discard,
             )
             for look in stack.enter_context(closing(looked_at)):
                 document = self._finish(look, catalog)
@@ -151,7 +152,7 @@ class _Crawl:
             request.also_bases,
         )
 
-    def _rules_for(self, look: "_Look", rules: "VettingRules") -> "VettingRules":
+    def _rules_for(self, look: Look, rules: "VettingRules") -> "VettingRules":
         """The rules for those who look, who cannot ask the index: they know what this crawl has
         accepted so far, and `_finish` asks for the rest."""
 
@@ -160,7 +161,7 @@ class _Crawl:
 
         return replace(rules, holder_of=holder_of)
 
-    def _finish(self, look: "_Look", catalog: Catalog) -> AdapterDocument:
+    def _finish(self, look: Look, catalog: Catalog) -> AdapterDocument:
         """The document of an adapter that was looked at, kept and recorded."""
         if look.recorded is not None:
             return self._confirm(look.recorded, look, catalog)
@@ -182,9 +183,7 @@ class _Crawl:
         self.bytes_read += evidence.bytes_read
         return document
 
-    def _confirm(
-        self, recorded: AdapterDocument, look: "_Look", catalog: Catalog
-    ) -> AdapterDocument:
+    def _confirm(self, recorded: AdapterDocument, look: Look, catalog: Catalog) -> AdapterDocument:
         """The document of an adapter that has not changed. A crawl that was killed, or another one
         at the same time, may have left it one of several that hold the same weights."""
         holders = self._holders(recorded, catalog)
@@ -200,7 +199,7 @@ class _Crawl:
             return []
         return catalog.holders_of(document.sha256, document.id, pool=self.request.base_model)
 
-    def _later(self, holders: Sequence[AdapterDocument], look: "_Look") -> list[AdapterDocument]:
+    def _later(self, holders: Sequence[AdapterDocument], look: Look) -> list[AdapterDocument]:
         return [one for one in holders if self.outcomes.comes_after(one, look.place)]
 
     def _unless_held(
@@ -280,63 +279,6 @@ class _Crawl:
                 "rate_limited_s": max(_limited_s(hub, *one) for one in asked.items()),
             }
         return document.model_copy(update=update)
-
-
-@dataclass
-class _Look:
-    """A look at one adapter: what is recorded of it, or what vetting finds."""
-
-    found: "Found"
-    place: int
-    stamp: str | None
-    recorded: AdapterDocument | None = None
-    document: AdapterDocument | None = None
-    evidence: "Evidence | None" = None
-
-    def recorded_in(self, catalog: Catalog, pool: str) -> "_Look":
-        """Looks into the index: what is recorded of an unchanged adapter, and does not hang on
-        what has gone, holds."""
-        from recycle_cli.store.cache import is_whole
-
-        if self.stamp is None:
-            return self
-        found = self.found
-        row = catalog.unchanged(found.source, found.origin, self.stamp, found.revision, pool)
-        if row is None or row.id != found.id:
-            return self
-        if row.reason == DUPLICATE:
-            holds = catalog.holder_of(row.sha256 or "", row.id, pool=pool) is not None
-        elif row.status == "accepted":
-            path, size = row.path, row.size_bytes
-            holds = path is not None and size is not None and is_whole(Path(path), size)
-        else:
-            holds = row.reason != "superseded" or found.newer is not None
-        self.recorded = row if holds else None
-        return self
-
-    def vet(self, source: CrawlSource, rules: "VettingRules") -> "_Look":
-        """Vets it, unless what is recorded holds. May run in any thread; asks no index."""
-        from recycle_cli.store.vetting import describe, unexpected, vet
-
-        if self.recorded is not None:
-            return self
-        evidence = self.evidence = source.evidence(self.found)
-        try:
-            verdict = vet(evidence, rules, source.looks_at_tensors)
-            if verdict.status == "accepted" and source.looks_at_tensors:
-                _ = evidence.weights_path, evidence.card_text
-        except Exception as error:
-            if isinstance(error, RecycleError) and not isinstance(error, InputError):
-                evidence.discard()
-                raise  # of the disk, or of an end that was asked for: no adapter's fault
-            verdict = unexpected(error)  # one bad adapter never stops the rest
-        self.document = describe(evidence, verdict, rules)
-        return self
-
-    def discard(self) -> None:
-        """Removes what was fetched for it, where nobody asks for the outcome any more."""
-        if self.evidence is not None:
-            self.evidence.discard()
 
 
 def _tells_nothing(document: AdapterDocument, catalog: Catalog) -> bool:
