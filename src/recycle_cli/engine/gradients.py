@@ -18,7 +18,7 @@ from recycle_cli.engine.prefix import gradients_collected, run_prefix
 from recycle_cli.engine.products import WIDE
 from recycle_cli.progress import Progress, Silent
 
-TOKENS_A_PASS = 1024
+TOKENS_A_PASS = 768
 """About as many at most, since what a pass keeps for its way back grows with its tokens."""
 SHORT_LINE = 256
 """Tokens up to which attention may keep its scores, a number for each pair of tokens."""
