@@ -236,7 +236,7 @@ EVAL = "eval plain --base-model model"
         (f"{EVAL} --task task --fail-under f1=1", ("'f1'",)),
         (f"{EVAL} --task task --samples there/precious.txt", ("precious.txt exists",)),
         ("demo --task hotel --out new", ("'hotel'", "did you mean hotel_reviews")),
-        ("demo --out there", ("there exists",)),
+        ("demo --out there", ("'precious.txt', which no demo wrote",)),
         ("demo --out there --force", ("'precious.txt', which no demo wrote",)),
     ],
 )

@@ -8,10 +8,11 @@ import typer
 
 from recycle_cli.cli.options import MAX_SEED, JsonOption, Session
 from recycle_cli.cli.output import Output
+from recycle_cli.cli.study_show import show_study
 from recycle_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from recycle_cli.records import StudyDocument, StudyPlanDocument
+    from recycle_cli.records import StudyPlanDocument
     from recycle_cli.workflows.study_config import StudyConfig
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
@@ -165,7 +166,7 @@ def study(
     if dry_run:
         _show_plan(output, plan)
     else:
-        _show(output, document)
+        show_study(output, document)
 
 
 def report(
@@ -177,7 +178,7 @@ def report(
     from recycle_cli.workflows.study import report as run
 
     session: Session = context.obj
-    _show(Output(json, session.quiet, session.verbose), run(folder).study)
+    show_study(Output(json, session.quiet, session.verbose), run(folder).study)
 
 
 def _config(
@@ -242,45 +243,3 @@ def _show_plan(output: Output, plan: "StudyPlanDocument") -> None:
         output.text(f"about {plan.disk_bytes / 1e9:.2f} GB on the disk")
     for note in plan.notes:
         output.text(note)
-
-
-def _show(output: Output, document: "StudyDocument") -> None:
-    if output.json:
-        output.document(document)
-        return
-    against = {
-        c.method: c for c in document.comparisons if c.task is None and c.baseline == "target"
-    }
-    rows = []
-    for mean in document.means:
-        test = against.get(mean.method)
-        low, high = (100 * end for end in mean.interval)
-        p_value = test and (
-            test.p_value if test.adjusted_p_value is None else test.adjusted_p_value
-        )
-        rows.append(
-            (
-                mean.method,
-                f"{100 * mean.value:.1f} %",
-                f"{low:.1f} to {high:.1f} %",
-                f"{100 * test.difference:+.1f}" if test else "-",
-                "-" if p_value is None else f"{p_value:.2g}",
-                mean.tasks,
-                mean.runs,
-            )
-        )
-    output.table(
-        f"{document.name}: {document.metric}, mean over tasks",
-        ["method", "mean", "95 % interval", "points to target LoRA", "p", "tasks", "runs"],
-        rows,
-    )
-    output.text(f"Verdict: {document.verdict.sentence}")
-    for failure in document.failures[:10]:
-        output.text(
-            f"failed: {failure.method} on {failure.task}, seed {failure.seed}: {failure.error}"
-        )
-    cells = document.cells
-    output.text(f"\n{cells.done} cells run, {cells.reused} taken, {cells.failed} failed")
-    if document.adapter:
-        output.text(f"The adapter with the lowest validation loss: {document.adapter}")
-    output.text(f"The report: {document.path}/report.html")

@@ -1,45 +1,21 @@
-"""`recycle demo`: the whole pipeline on real adapters, for a task that none of them has seen."""
+"""`recycle demo`: a small study on real adapters, for a task that none of them has seen."""
 
-import contextlib
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recycle_cli.errors import InputError, RecycleError, unknown_name
-from recycle_cli.evaluation.tasks import Task, load_task
-from recycle_cli.evaluation.verdict import Arm, Decision, Role, decide
 from recycle_cli.progress import Progress
-from recycle_cli.records import (
-    AdapterDocument,
-    EvaluationDocument,
-    MergeDocument,
-    SelectionDocument,
-    StudyCells,
-    StudyDocument,
-    StudyRow,
-    TuneDocument,
-)
+from recycle_cli.records import AdapterDocument, StudyDocument
 from recycle_cli.settings import Settings
-from recycle_cli.workflows.adapters import Source, resolve_documents
 from recycle_cli.workflows.crawl import crawl
 from recycle_cli.workflows.crawl_request import CrawlRequest
-from recycle_cli.workflows.evaluate import EvalRequest, Evaluated, evaluate
 from recycle_cli.workflows.index import update_index
-from recycle_cli.workflows.merge import merge
-from recycle_cli.workflows.merge_request import MergeRequest
-from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
-from recycle_cli.workflows.provenance import Clock, shown
-from recycle_cli.workflows.select import pool_of, select
-from recycle_cli.workflows.select_request import SelectRequest
-from recycle_cli.workflows.tune import tune
-from recycle_cli.workflows.tune_request import LoraShape, Reinit, TuneRequest
-
-if TYPE_CHECKING:
-    from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.workflows.study import FILES, StudyRequest, check_study, study
+from recycle_cli.workflows.study_config import StudyConfig, config_of
+from recycle_cli.workflows.tune_request import LoraShape
 
 # The tasks of examples/tasks that no adapter of examples/pool was trained on.
 HELD_OUT = (
@@ -51,39 +27,6 @@ HELD_OUT = (
     "find_name",
     "find_city",
     "larger_counts",
-)
-SELECTION_FILE = "selection.json"
-
-
-class Method(StrEnum):
-    """The methods that the demo compares, as its table names them."""
-
-    BASE = "base"
-    TARGET = "target"
-    AVERAGE = "average"
-    RECYCLED = "recycled"
-    RECYCLED_TARGET = "recycled+target"
-    CONTROL = "control"
-    CONTROL_TARGET = "control+target"
-    RESCALED = "rescaled-target"
-
-
-WITH_TARGET = " with the target LoRA"
-ARMS = (
-    Arm(Method.BASE, "the base model", Role.BASE),
-    Arm(Method.TARGET, "the target LoRA", Role.TARGET),
-    Arm(Method.AVERAGE, "the plain average of the recycled adapters", Role.RECYCLED),
-    Arm(Method.RECYCLED, "recycled adapters", Role.RECYCLED, Method.CONTROL),
-    Arm(
-        Method.RECYCLED_TARGET,
-        f"recycled adapters{WITH_TARGET}",
-        Role.RECYCLED,
-        Method.CONTROL_TARGET,
-        has_target=True,
-    ),
-    Arm(Method.CONTROL, "random adapters", Role.CONTROL),
-    Arm(Method.CONTROL_TARGET, f"random adapters{WITH_TARGET}", Role.CONTROL, has_target=True),
-    Arm(Method.RESCALED, "the target LoRA rescaled alone", Role.RESCALED, has_target=True),
 )
 
 
@@ -121,12 +64,12 @@ class DemoRequest:
     """What to show.
 
     Args:
-        out: the folder to write.
+        out: the folder to write; one that an earlier demo began goes on.
         base_model: the canonical name of the base model, that of the example adapters.
         task: one of `HELD_OUT`.
         fast: fewer rows, adapters and steps.
         seed: of everything drawn.
-        force: replace what an earlier demo wrote to `out`.
+        force: begin anew where an earlier demo wrote to `out`.
     """
 
     out: Path
@@ -141,10 +84,31 @@ class DemoRequest:
         """How much it does."""
         return FAST if self.fast else FULL
 
-    def command(self) -> list[str]:
-        """The command line that asks for the same."""
-        words = ["recycle", "demo", "--task", self.task, "--seed", str(self.seed)]
-        return [*words, *["--fast"] * self.fast, "--out", shown(self.out)]
+    def config(self) -> StudyConfig:
+        """The study that it runs."""
+        extent = self.extent
+        fields = {
+            "name": self.task,
+            "base_model": self.base_model,
+            "tasks": [str(examples_folder() / "tasks" / self.task)],
+            "pool": {"folder": str(examples_folder() / "pool")},
+            "rows": extent.rows,
+            "test_rows": extent.test_rows,
+            "seeds": [self.seed],
+            "target": {
+                "rank": TARGET_SHAPE.rank,
+                "alpha": TARGET_SHAPE.alpha,
+                "dropout": TARGET_SHAPE.dropout,
+                "lr": TARGET_LR,
+                "steps": extent.lora_steps,
+                "eval_every": extent.eval_every,
+            },
+            "pace": {"steps": extent.steps, "eval_every": extent.eval_every},
+            "grid": [{"methods": ["recycle", "average"], "k": [extent.k]}],
+            "keep": "all",
+            "fast": self.fast,
+        }
+        return config_of(fields, "the demo")
 
 
 def examples_folder() -> Path:
@@ -166,7 +130,7 @@ def check_demo(request: DemoRequest) -> None:
     """Checks, before anything is loaded, that the demo can run.
 
     Raises:
-        InputError: the task is unknown, or `out` holds something.
+        InputError: the task is unknown, or `out` holds what no demo wrote.
         RecycleError: the examples are not installed.
     """
     if request.task not in HELD_OUT:
@@ -175,10 +139,7 @@ def check_demo(request: DemoRequest) -> None:
     out = request.out
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", "name a folder with --out")
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    foreign = there - {SELECTION_FILE, RECORD_FILE, *Method}
-    if there and not request.force:
-        raise InputError(f"{out} exists", "name another folder with --out, or replace it: --force")
+    foreign = {path.name for path in out.iterdir()} - FILES if out.exists() else set()
     if foreign:
         raise InputError(
             f"{out} holds {sorted(foreign)[0]!r}, which no demo wrote",
@@ -186,193 +147,35 @@ def check_demo(request: DemoRequest) -> None:
         )
 
 
-@contextlib.contextmanager
-def _making(out: Path) -> Iterator[None]:
-    """Sets what an earlier demo wrote aside, and puts it back when this one fails."""
-    beside = out.absolute().with_name(f".{out.name}.old")
-    earlier = out.exists()
-    if earlier:
-        shutil.rmtree(beside, ignore_errors=True)
-        out.rename(beside)
-    try:
-        out.mkdir(parents=True)
-        yield
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        if earlier:
-            beside.rename(out)
-        raise
-    shutil.rmtree(beside, ignore_errors=True)
-
-
-def demo(
-    request: DemoRequest, settings: Settings, base: "BaseModel", progress: Progress
-) -> StudyDocument:
-    """Runs the commands' workflows in order: crawl, index, select, merge, tune, eval.
+def demo(request: DemoRequest, settings: Settings, progress: Progress) -> StudyDocument:
+    """Crawls the example pool, then compares recycling with its controls in a study.
 
     Raises:
         InputError: as `check_demo`.
-        RecycleError: a stage failed; `out` is as it was.
+        RecycleError: a stage failed; what was finished is taken the next time.
     """
-    clock = Clock()
     check_demo(request)
-    task = load_task(str(examples_folder() / "tasks" / request.task))
-    run = _Demo(request, settings, base, progress, task)
-    with _making(request.out):
-        chosen = run.choose(run.find_pool())
-        write_record(request.out / SELECTION_FILE, chosen)
-        run.make_all(resolve_documents([chosen], settings))
-        document = run.conclude(run.score(), clock)
-        write_record(request.out / RECORD_FILE, document)
-    return document
+    if request.force:
+        shutil.rmtree(request.out, ignore_errors=True)
+    _crawl(request, settings, progress)
+    asked = StudyRequest(request.config(), request.out)
+    title = "Select adapters, merge them, train a LoRA, run the controls, score, compare."
+    _announce(title, asked.command(), progress)
+    return study(asked, check_study(asked, settings), settings, progress).study
 
 
-@dataclass
-class _Demo:
-    """A demo under way, and the adapters that it has made so far."""
+def _crawl(request: DemoRequest, settings: Settings, progress: Progress) -> None:
+    from recycle_cli.engine.base_model import linear_shapes
 
-    request: DemoRequest
-    settings: Settings
-    base: "BaseModel"
-    progress: Progress
-    task: Task
-    made: dict[Method, MergeDocument | TuneDocument] = field(default_factory=dict)
+    asked = CrawlRequest(examples_folder() / "pool", request.base_model)
+    _announce("Find adapters: vet every one, keep the good ones.", asked.command(), progress)
+    shapes = linear_shapes(request.base_model, settings)
+    found = [d for d in crawl(asked, settings, shapes, progress) if isinstance(d, AdapterDocument)]
+    usable = sum(document.status == "accepted" for document in found)
+    progress.message(f"{usable} of {len(found)} can be used")
+    _announce("Bring the index up to date.", ["recycle", "index"], progress)
+    update_index(settings, progress)
 
-    def find_pool(self) -> list[Source]:
-        """Crawls the example pool and brings the index up to date."""
-        asked = CrawlRequest(examples_folder() / "pool", self.request.base_model)
-        self._announce("Find adapters: vet every one, keep the good ones.", asked.command())
-        documents = crawl(asked, self.settings, self.base.shapes, self.progress)
-        found = {d.sha256 for d in documents if isinstance(d, AdapterDocument)}
-        self._announce("Bring the index up to date.", ["recycle", "index"])
-        update_index(self.settings, self.progress)
-        pool = pool_of(self.request.base_model, self.settings)
-        return [source for source in pool if source.ref.sha256 in found]
 
-    def choose(self, pool: Sequence[Source]) -> SelectionDocument:
-        """Selects adapters by how well they do the task as they are."""
-        extent = self.request.extent
-        request = SelectRequest(
-            self.task,
-            self.request.base_model,
-            method="evaluation",
-            k=extent.k,
-            seed=self.request.seed,
-            rows=extent.rows,
-        )
-        title = f"Select the {extent.k} adapters that do the task best as they are."
-        self._announce(title, request.command(pool))
-        return select(request, pool, self.base, self.settings, self.progress)
-
-    def make_all(self, chosen: Sequence[Source]) -> None:
-        """Makes every adapter that the verdict compares."""
-        target = self._tune(Method.TARGET, "Train a LoRA from scratch on the same examples.")
-        self._average(chosen)
-        merge_title = "Merge the selected adapters adaptively"
-        self._tune(Method.RECYCLED, f"{merge_title}.", chosen)
-        self._tune(Method.RECYCLED_TARGET, f"{merge_title}, beside the LoRA.", chosen, target)
-        control = "Control: the same with random adapters"
-        self._tune(Method.CONTROL, f"{control}.", chosen, reinit="experts")
-        self._tune(Method.CONTROL_TARGET, f"{control}, beside the LoRA.", chosen, target, "experts")
-        self._tune(Method.RESCALED, "Control: rescale the LoRA alone.", target=target)
-
-    def score(self) -> Evaluated:
-        """Scores everything on the same test rows."""
-        request = EvalRequest(
-            (self.task,),
-            self.request.base_model,
-            baseline=Method.TARGET,
-            rows=self.request.extent.test_rows,
-        )
-        sources = [self._source(method) for method in self.made]
-        self._announce("Score them all on rows that none has seen.", request.command(sources))
-        return evaluate(request, sources, self.base, self.progress)
-
-    def conclude(self, evaluated: Evaluated, clock: Clock) -> StudyDocument:
-        """The table and the verdict."""
-        correct: dict[str, list[bool]] = {}
-        for sample in evaluated.samples:
-            correct.setdefault(sample.adapter, []).append(sample.correct)
-        decision = decide(
-            {method: {self.task.name: flags} for method, flags in correct.items()},
-            ARMS,
-            metric=self.task.metric,
-            examples=self.request.extent.rows,
-            seed=self.request.seed,
-        )
-        rows = [self._row(document, decision) for document in evaluated.documents]
-        return StudyDocument(
-            path=str(self.request.out.absolute()),
-            base_model=self.request.base_model,
-            rows=self.request.extent.rows,
-            fast=self.request.fast,
-            verdict=decision.verdict,
-            adapter=self._best(),
-            table=rows,
-            cells=StudyCells(done=len(rows), reused=0, failed=0),
-            **clock.fields(self.request.seed, self.request.command()),
-        )
-
-    def _best(self) -> str:
-        """The tuned adapter with the lowest validation loss; test rows have no say in it."""
-        candidates = (Method.TARGET, Method.RECYCLED, Method.RECYCLED_TARGET)
-        tuned = [d for m in candidates if isinstance(d := self.made[m], TuneDocument)]
-        return min(tuned, key=lambda document: document.best.valid_loss).path
-
-    def _row(self, document: EvaluationDocument, decision: Decision) -> StudyRow:
-        adapter = document.adapter
-        method = Method(adapter if isinstance(adapter, str) else adapter.id)
-        test = decision.tests.get((method, Method.TARGET))
-        made = self.made.get(method)
-        return StudyRow(
-            method=method,
-            task=self.task.name,
-            seed=self.request.seed,
-            metrics=document.metrics,
-            interval=document.interval[self.task.metric],
-            p_value_against_target=test.p_value if test else None,
-            path=made.path if made else None,
-            elapsed_s=made.elapsed_s if made else 0.0,
-        )
-
-    def _average(self, chosen: Sequence[Source]) -> None:
-        out = self.request.out / Method.AVERAGE
-        request = MergeRequest(self.request.base_model, out)
-        self._announce("Average the selected adapters, without data.", request.command(chosen))
-        self.made[Method.AVERAGE] = merge(request, chosen, self.settings, self.progress)
-
-    def _tune(
-        self,
-        method: Method,
-        title: str,
-        chosen: Sequence[Source] = (),
-        target: Source | None = None,
-        reinit: Reinit = "none",
-    ) -> Source:
-        mixes = bool(chosen or target)
-        extent = self.request.extent
-        request = TuneRequest(
-            self.task,
-            self.request.base_model,
-            self.request.out / method,
-            method=("recycle" if chosen else "rescale") if mixes else "lora",
-            rows=extent.rows,
-            pace={
-                "steps": extent.steps if mixes else extent.lora_steps,
-                "eval_every": extent.eval_every,
-                **({} if mixes else {"lr": TARGET_LR}),
-            },
-            lora=LoraShape() if mixes else TARGET_SHAPE,
-            reinit=reinit,
-            seed=self.request.seed,
-        )
-        self._announce(title, request.command(chosen, target))
-        self.made[method] = tune(request, chosen, target, self.base, self.progress)
-        return self._source(method)
-
-    def _announce(self, title: str, command: Sequence[str]) -> None:
-        self.progress.message(f"\n{title}\n$ {shlex.join(command)}")
-
-    def _source(self, method: Method) -> Source:
-        (source,) = resolve_documents([self.made[method]], self.settings)
-        return source
+def _announce(title: str, command: Sequence[str], progress: Progress) -> None:
+    progress.message(f"\n{title}\n$ {shlex.join(command)}")

@@ -348,4 +348,3 @@ def unused(plan: Plan, keep: str) -> list[Node]:
         if made and made["path"] not in best:
             found.append(node)
     return found
-
