@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from recycle_cli.cli.app import app
 
 COMMANDS = ("", "crawl", "index", "index list", "index show", "index stats", "index duplicates",
-            "index verify", "index forget", "select", "merge", "tune", "eval", "demo")  # fmt: skip
+            "index verify", "index forget", "select", "merge", "tune", "eval",
+            "study", "study report", "demo")  # fmt: skip
 # Not pydantic, which typer itself loads as soon as it converts an option.
 HEAVY = {
     "datasets", "huggingface_hub", "jinja2", "lm_eval", "matplotlib", "nevergrad", "numpy", "peft",

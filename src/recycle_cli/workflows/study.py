@@ -11,6 +11,7 @@ from recycle_cli.progress import Progress
 from recycle_cli.records import StudyResults
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.hands import Hands, Lost, ManyProcesses, OwnHands, RayCluster, each
+from recycle_cli.workflows.licenses import license_warnings
 from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
 from recycle_cli.workflows.provenance import Clock, shown
 from recycle_cli.workflows.study_arms import arms_of
@@ -125,8 +126,6 @@ def study(
         InputError: another study is at work in the same folder.
         RecycleError: the base model cannot be loaded, or not one cell could be finished.
     """
-    from recycle_cli.reporting.report import write_report
-
     clock, store = Clock(), request.store()
     with store.locked():
         _write_config(request)
@@ -139,7 +138,7 @@ def study(
         for node in unused(plan, request.config.keep):
             _drop(node)
         results = conclude(plan, str(request.out.absolute()), clock, request.command())
-        write_report(results, request.out)
+        _write_report(results, request.out)
         write_record(request.out / RECORD_FILE, results.study)
     return results
 
@@ -224,8 +223,6 @@ def report(folder: Path) -> StudyResults:
     """
     import json
 
-    from recycle_cli.reporting.report import write_report
-
     file = folder / RESULTS_FILE
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -234,5 +231,12 @@ def report(folder: Path) -> StudyResults:
             f"{file} cannot be read: {error}", "name the folder of a study that was run"
         ) from error
     results = StudyResults.from_fields(fields, str(file))
-    write_report(results, folder)
+    _write_report(results, folder)
     return results
+
+
+def _write_report(results: StudyResults, folder: Path) -> None:
+    from recycle_cli.reporting.report import write_report
+
+    licenses = [source.license for source in results.study.sources]
+    write_report(results, folder, license_warnings(licenses))

@@ -55,6 +55,8 @@ def estimate(request: StudyRequest, settings: Settings, progress: Progress) -> S
     there = _look(request, settings, progress)
     if there.pool is not None:
         check_counts(arms, there.pool)
+    runs, reused = _runs(request, arms), _reused(request, there)
+    whole_s = _seconds(request, arms, there, progress)
     return StudyPlanDocument(
         name=config.name,
         base_model=request.base_model,
@@ -64,9 +66,9 @@ def estimate(request: StudyRequest, settings: Settings, progress: Progress) -> S
         seeds=list(config.seeds),
         adapters=len(there.pool) if there.pool is not None else None,
         cells=len(arms) * len(config.tasks) * len(config.seeds),
-        runs=_runs(request, arms),
-        reused=_reused(request, there),
-        elapsed_s=_seconds(request, arms, there, progress),
+        runs=runs,
+        reused=reused,
+        elapsed_s=whole_s and whole_s * (1 - (reused or 0) / runs),
         disk_bytes=_disk_bytes(request, arms, there),
         notes=there.notes,
     )
