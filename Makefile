@@ -11,7 +11,7 @@ ifneq ($(DATA),)
 export RECYCLE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: demo test lint bench completions docs constraints clean
+.PHONY: demo test lint browser bench completions docs constraints clean
 
 demo: $(READY)
 	$(BIN)/recycle demo --out demo $(ARGS)
@@ -24,6 +24,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The browser in which a test opens the report's page (Debian); without it that test skips.
+browser:
+	command -v chromium > /dev/null || \
+	  { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } > /dev/null
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)

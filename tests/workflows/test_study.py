@@ -212,6 +212,23 @@ def test_a_killed_study_goes_on(
     assert results(out) == results(done)
 
 
+def test_two_hundred_cells_take_less_than_three_minutes(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    """Its report and its statistics too: what a study adds to its runs is small."""
+    wide = {
+        "seeds": list(range(10)),
+        "target": {**fields["target"], "steps": 2},
+        "pace": {"steps": 2},
+        "grid": [{"methods": ["recycle", "average"], "k": [2]}],
+    }
+    clock = time.perf_counter()
+    found = run(fields, settings, tmp_path / "study", wide).study
+    elapsed = time.perf_counter() - clock
+    assert (len(found.table), found.cells.failed) == (200, 0)
+    assert elapsed < 180
+
+
 def test_a_ray_cluster_that_loses_a_worker_finds_the_same(
     fields: Fields, settings: Settings, tmp_path: Path
 ) -> None:
