@@ -93,12 +93,15 @@ class Hooks:
             without it.
         after_step: called after each optimizer step, before any validation; gradients are there.
         buffers: tensors that it changes meanwhile, and that a resumed run has to go on with.
+        kept: such tensors that also belong to the parameters they were beside, and so go back to
+            what they were at the lowest validation loss.
     """
 
     set_training: Callable[[bool], object] = lambda _on: None
     penalty: Callable[[], Tensor | None] = lambda: None
     after_step: Callable[[], object] = lambda: None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -188,7 +191,8 @@ class _Run:
         self.parameters = dict(parameters)
         self.shared = shared_length([example.prompt for example in [*examples, *valid]])
         self.valid_batches = batches_of(base, valid, self.shared, VALID_BATCH)
-        self.keeper = BestKeeper(list(self.parameters.values()))
+        self.kept: dict[str, Tensor] = {**self.parameters, **hooks.kept}
+        self.keeper = BestKeeper(list(self.kept.values()))
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay
         )
@@ -233,10 +237,8 @@ class _Run:
     def snapshot(self, step: int) -> Snapshot:
         """All that it takes to go on from here."""
         keeper = self.keeper
-        tensors = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= {
-            f"best.{name}": best for name, best in zip(self.parameters, keeper.best, strict=True)
-        }
+        tensors = {f"now.{name}": kept.detach() for name, kept in self.kept.items()}
+        tensors |= {f"best.{name}": best for name, best in zip(self.kept, keeper.best, strict=True)}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.hooks.buffers.items()}
@@ -250,9 +252,9 @@ class _Run:
         keeper.history = [*saved.history]
         keeper.best_loss = dict(saved.history)[saved.best_step]
         with torch.no_grad():
-            for at, (name, parameter) in enumerate(self.parameters.items()):
-                parameter.copy_(tensors[f"now.{name}"])
-                keeper.best[at] = tensors[f"best.{name}"].to(parameter.device)
+            for at, (name, kept) in enumerate(self.kept.items()):
+                kept.copy_(tensors[f"now.{name}"])
+                keeper.best[at] = tensors[f"best.{name}"].to(kept.device)
             for name, buffer in self.hooks.buffers.items():
                 buffer.copy_(tensors[f"buffer.{name}"])
         states: dict[int, dict[str, Tensor]] = {}
@@ -329,7 +331,7 @@ def _example_order(count: int, seed: int) -> Iterator[int]:
 class BestKeeper:
     """Remembers the parameters with the lowest validation loss."""
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
         self.best_step = 0
         self.best_loss = math.inf
