@@ -127,6 +127,10 @@ class Tuned(nn.Module, abc.ABC):
     def after_step(self) -> None:
         """Called after each optimizer step; gradients are still there."""
 
+    def kept(self) -> dict[str, Tensor]:
+        """Tensors that belong to the best parameters, as those go with them: see `Hooks`."""
+        return {}
+
     def finish(self) -> dict[str, float]:
         """Called after training with the best parameters in place; gives figures for the record,
         and some wherever it changed what was trained."""
@@ -231,7 +235,11 @@ def _search_or_train(
             base, searched, examples, valid, plan, progress, tuned.penalty, store, tuned.reuse
         )
     hooks = Hooks(
-        penalty=tuned.penalty, after_step=tuned.after_step, buffers=dict(tuned.named_buffers())
+        set_training=tuned.train,
+        penalty=tuned.penalty,
+        after_step=tuned.after_step,
+        buffers=dict(tuned.named_buffers()),
+        kept=tuned.kept(),
     )
     parameters = dict(tuned.named_parameters())
     return train(base, parameters, examples, valid, plan, progress, hooks, store)
