@@ -41,7 +41,7 @@ def tables(study: StudyDocument) -> Iterator[str]:
     tasks = [task.name for task in study.tasks]
     yield f"The report's verdict: {study.verdict.sentence}\n"
     yield from (f"- {note}" for note in study.verdict.notes)
-    yield "\nAccuracy in %, the mean over seeds, with each seed in brackets; `mean` is over tasks:\n"
+    yield "\nAccuracy in %, the mean over seeds (each seed in brackets); `mean` is over tasks:\n"
     yield from _grid(
         "method", [*tasks, "mean"], ((a.name, _accuracies(study, a)) for a in study.arms)
     )
