@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,13 +23,14 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12
 CHAT_FORM = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="module", params=["chat", "no chat"])
+@pytest.fixture(scope="module", params=["chat", "no chat", "no chat, begins"])
 def base(
     request: pytest.FixtureRequest, pico_base: BaseModel, tmp_path_factory: pytest.TempPathFactory
 ) -> BaseModel:
     if request.param == "chat":
         return pico_base
-    folder = write_model(tmp_path_factory.mktemp("plain"), chat=False)
+    begins = request.param.endswith("begins")
+    folder = write_model(tmp_path_factory.mktemp("plain"), chat=False, begins=begins)
     return load_base_model(str(folder), Settings(folder, True, "float32", "cpu"))
 
 
@@ -41,7 +43,8 @@ def whole(base: BaseModel, text: str, answer: str) -> str:
 
 
 def ids(base: BaseModel, text: str) -> list[int]:
-    return list(base.tokenizer.encode(text, add_special_tokens=False))
+    """Without a chat template, with what the tokenizer adds by itself."""
+    return list(base.tokenizer.encode(text, add_special_tokens=not has_chat(base)))
 
 
 @given(text=TEXT, answers=st.lists(TEXT, min_size=1, max_size=4, unique=True))
@@ -70,6 +73,13 @@ def test_open_rows_are_scored_on_the_right_answer(pico_base: BaseModel) -> None:
         tuple(ids(pico_base, "\n")),
         ((ids(pico_base, "b")[0],),),
     )
+
+
+def test_a_text_begins_once(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, chat=False, begins=True)
+    base = load_base_model(str(folder), Settings(folder, True, "float32", "cpu"))
+    bare, written = encode_prompts(base, [Row("a?", "b"), Row("<|im_start|>a?", "b")])
+    assert bare == written == (base.tokenizer.bos_token_id, *base.tokenizer("a?").input_ids[1:])
 
 
 def test_an_answer_ends_with_the_end_of_turn(base: BaseModel) -> None:

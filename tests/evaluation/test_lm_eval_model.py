@@ -37,9 +37,15 @@ LENGTH = 6
 
 @pytest.fixture(scope="module")
 def bases(pico_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
-    folder = write_model(tmp_path_factory.mktemp("plain"), chat=False)
-    settings = Settings(folder, offline=True, dtype="float32", device="cpu")
-    return {"chat": pico_base, "no chat": load_base_model(str(folder), settings)}
+    place = tmp_path_factory.mktemp("plain")
+    settings = Settings(place, offline=True, dtype="float32", device="cpu")
+    folders = {
+        "no chat": write_model(place / "no-chat", chat=False),
+        "begins": write_model(place / "begins", chat=False, begins=True),
+        "chat, begins": write_model(place / "chat-begins", begins=True),
+    }
+    others = {kind: load_base_model(str(folder), settings) for kind, folder in folders.items()}
+    return {"chat": pico_base, **others}
 
 
 def config_for(base: BaseModel, rows: Sequence[Row], metric: str) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def assert_same(ours: TaskOutcome, stock: TaskOutcome) -> None:
 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", ["chat", "no chat"])
+@pytest.mark.parametrize("kind", ["chat", "no chat", "begins"])
 def test_own_tasks_score_as_with_the_stock_class(
     bases: dict[str, BaseModel], kind: str, metric: str, adapted: bool
 ) -> None:
@@ -103,7 +109,7 @@ def test_own_tasks_score_as_with_the_stock_class(
     assert all(math.isfinite(value) for value in ours.metrics.values())
 
 
-@pytest.mark.parametrize("kind", ["chat", "no chat"])
+@pytest.mark.parametrize("kind", ["chat", "no chat", "begins", "chat, begins"])
 def test_the_scorer_of_select_and_tune_gives_the_same_digits(
     bases: dict[str, BaseModel], kind: str
 ) -> None:

@@ -13,9 +13,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(chat: bool = True) -> Any:
-    """One token a byte, and the special tokens of ChatML."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def make_tokenizer(chat: bool = True, begins: bool = False) -> Any:
+    """One token a byte, and the special tokens of ChatML; with `begins` one of them is put before
+    every text, as Llama's tokenizer does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -23,6 +24,11 @@ def make_tokenizer(chat: bool = True) -> Any:
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    if begins:
+        begin = SPECIAL[1]
+        raw.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A"], special_tokens=[(begin, vocabulary[begin])]
+        )
     build: Any = PreTrainedTokenizerFast
     tokenizer = build(
         tokenizer_object=raw,
@@ -58,9 +64,9 @@ def make_model(vocabulary: int, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def write_model(folder: Path, chat: bool = True, seed: int = 0) -> Path:
+def write_model(folder: Path, chat: bool = True, seed: int = 0, begins: bool = False) -> Path:
     """Saves model and tokenizer as transformers does."""
-    tokenizer = make_tokenizer(chat)
+    tokenizer = make_tokenizer(chat, begins)
     make_model(len(tokenizer), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

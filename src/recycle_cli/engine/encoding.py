@@ -140,6 +140,15 @@ def _cut(base: BaseModel, prompt: str, whole: str) -> tuple[tuple[int, ...], tup
 
 
 def _tokens(base: BaseModel, text: str) -> tuple[int, ...]:
-    # A chat template writes the special tokens itself; lm-eval adds none to a plain prompt either.
     encoding: Any = base.tokenizer(text, add_special_tokens=False)
-    return tuple(encoding["input_ids"])
+    ids, beginning = tuple(encoding["input_ids"]), _beginning(base)
+    return ids if ids[: len(beginning)] == beginning else (*beginning, *ids)
+
+
+def _beginning(base: BaseModel) -> tuple[int, ...]:
+    """The token that the tokenizer puts before a plain text, and that the model expects there, as
+    Llama's does. A chat template writes such tokens itself."""
+    if base.tokenizer.chat_template:
+        return ()
+    first = tuple(base.tokenizer("")["input_ids"][:1])
+    return first if first == (base.tokenizer.bos_token_id,) else ()
