@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.budget import Budget, estimate
@@ -59,18 +59,37 @@ def target_lora(base: BaseModel, recipe: LoraRecipe, seed: int) -> Iterator[Any]
         InputError: no module has one of the names in the recipe.
     """
     check_target_modules(base, recipe)
+    with wrapped(base, LoraConfig(r=recipe.rank, **config_fields(recipe)), seed) as peft_model:
+        yield peft_model
+
+
+def config_fields(recipe: LoraRecipe) -> dict[str, Any]:
+    """What PEFT's configuration calls the fields of a recipe; all but the rank, of which its forms
+    of LoRA have several."""
+    return {
+        "lora_alpha": recipe.alpha,
+        "lora_dropout": recipe.dropout,
+        "use_rslora": recipe.use_rslora,
+        "target_modules": list(recipe.target_modules) or "all-linear",
+        "rank_pattern": dict(recipe.rank_pattern),
+        "alpha_pattern": dict(recipe.alpha_pattern),
+    }
+
+
+@contextlib.contextmanager
+def wrapped(base: BaseModel, config: PeftConfig, seed: int) -> Iterator[Any]:
+    """The base model wrapped by PEFT with a fresh adapter, unwrapped again at the end.
+
+    Args:
+        base: the model.
+        config: of the adapter; its task and base model are filled in.
+        seed: of what is drawn.
+
+    Yields:
+        The PeftModel.
+    """
     torch.manual_seed(seed)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        use_rslora=recipe.use_rslora,
-        target_modules=list(recipe.target_modules) or "all-linear",
-        rank_pattern=dict(recipe.rank_pattern),
-        alpha_pattern=dict(recipe.alpha_pattern),
-        base_model_name_or_path=base.id,
-    )
+    config.task_type = TaskType.CAUSAL_LM
     with warnings.catch_warnings():
         # PEFT warns that the model came from a folder; the next line sets that right.
         warnings.simplefilter("ignore")
