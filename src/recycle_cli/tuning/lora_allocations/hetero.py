@@ -1,0 +1,196 @@
+"""HeteroLoRA (arXiv 2406.14956): some modules get LoRAs of a large rank, the others none.
+
+A proxy scores all modules. Those that score best get the rank r / share, one after the other, as
+long as they hold no more numbers together than LoRAs of rank r in every module would. Ties are
+broken by chance. The scale is alpha over the large rank.
+
+- static: they are scored once, before the training. What is left of the budget makes a LoRA of a
+  smaller rank in the next module.
+- dynamic: they are scored again and again during the training, with the LoRAs of all modules
+  switched on. That of a module that is switched off keeps its numbers, and neither acts nor is
+  trained.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import Example
+from recycle_cli.engine.training import Hooks, TrainingPlan
+from recycle_cli.errors import InputError
+from recycle_cli.lora.draws import generator_for
+from recycle_cli.tuning.lora_allocations.proxies import BATCHES, PROXIES
+from recycle_cli.tuning.lora_architectures.fresh import Target
+from recycle_cli.tuning.peft_layers import factor_pair, peft_layers, switch
+from recycle_cli.tuning.target_lora import LoraRecipe
+
+Targets = Mapping[str, Target]
+
+
+def budget(targets: Targets) -> int:
+    """The trained numbers of a LoRA in every module."""
+    return sum(target.rank * sum(target.shape) for target in targets.values())
+
+
+def wanted_rank(target: Target, share: float) -> int:
+    """The large rank of a module: r / share, and no more than the module can have."""
+    return min(math.ceil(target.rank / share), *target.shape)
+
+
+def enlarged(recipe: LoraRecipe, targets: Targets, share: float) -> LoraRecipe:
+    """The recipe with every module at its large rank."""
+    ranks = {path: wanted_rank(target, share) for path, target in targets.items()}
+    return with_ranks(recipe, targets, ranks, share)
+
+
+def with_ranks(
+    recipe: LoraRecipe, targets: Targets, ranks: Mapping[str, int], share: float
+) -> LoraRecipe:
+    """The recipe with these ranks in these modules, and in no others.
+
+    The scale of each is that of its large rank, however large its own is.
+    """
+    power = 0.5 if recipe.use_rslora else 1
+    usual = math.ceil(recipe.rank / share)
+    alphas = {
+        path: targets[path].alpha * (rank / math.ceil(targets[path].rank / share)) ** power
+        for path, rank in ranks.items()
+    }
+    return replace(
+        recipe,
+        rank=usual,
+        target_modules=tuple(ranks),
+        rank_pattern={path: rank for path, rank in ranks.items() if rank != usual},
+        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha != recipe.alpha},
+    )
+
+
+def allotted(
+    targets: Targets, scores: Mapping[str, float], share: float, *key: object
+) -> dict[str, int]:
+    """The ranks of the modules that get a LoRA, by path, best first.
+
+    Args:
+        targets: all modules, with their ranks in the uniform baseline.
+        scores: from 0; a module with 0 gets nothing.
+        share: in (0, 1], of the modules that get one.
+        key: of the chance that breaks ties.
+
+    Raises:
+        InputError: all scores are 0.
+    """
+    if not any(scores.values()):
+        raise InputError(
+            "no module would gain from a LoRA by --proxy: all scores are 0",
+            "use another --proxy, or --allocation uniform",
+        )
+    left, ranks = budget(targets), {}
+    for path in _best_first(scores, *key):
+        wanted, each = wanted_rank(targets[path], share), sum(targets[path].shape)
+        rank = min(wanted, left // each)
+        if rank > 0:
+            ranks[path] = rank
+            left -= rank * each
+        if rank < wanted:
+            break
+    return ranks
+
+
+def _best_first(scores: Mapping[str, float], *key: object) -> list[str]:
+    paths = [path for path, score in scores.items() if score > 0]
+    chance = torch.randperm(len(paths), generator=generator_for("ties", *key)).tolist()
+    return sorted((paths[at] for at in chance), key=lambda path: scores[path], reverse=True)
+
+
+def score(
+    base: BaseModel, proxy: str, examples: Sequence[Example], plan: TrainingPlan
+) -> dict[str, float]:
+    """What a proxy gives for the modules that PEFT's LoRAs are on, by path.
+
+    Args:
+        base: the model, wrapped.
+        proxy: a key of `PROXIES`.
+        examples: the training rows; the first ones are looked at, `BATCHES` batches at most.
+        plan: how many rows are in a batch, and in a pass.
+
+    Raises:
+        InputError: the proxy needs factors that have been trained a little.
+    """
+    pairs = {path: factor_pair(layer) for path, layer in peft_layers(base).items()}
+    rows = examples[: BATCHES * plan.batch_size]
+    size = plan.rows_a_pass
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return PROXIES[proxy](base, pairs, batches)
+
+
+class Reallocation:
+    """Scores and switches during a training.
+
+    Attributes:
+        on: (modules,) float32, 1 where a LoRA is switched on.
+        times_on: (modules,) float32, after how many scorings each was.
+        steps_done: () int64.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        targets: Targets,
+        examples: Sequence[Example],
+        plan: TrainingPlan,
+        *,
+        proxy: str,
+        share: float,
+        every: int,
+    ) -> None:
+        self.base, self.targets, self.examples, self.plan = base, targets, examples, plan
+        self.proxy, self.share, self.every = proxy, share, every
+        self.layers = peft_layers(base)
+        device = base.compute.device
+        self.on = torch.ones(len(self.layers), device=device)
+        self.times_on = torch.zeros_like(self.on)
+        self.steps_done = torch.zeros((), dtype=torch.int64)
+
+    def set_training(self, on: bool) -> None:
+        """Scores where it is time to, before a step; switches as the last scores say."""
+        if on and int(self.steps_done) % self.every == 0:
+            self._allot()
+        self.switch()
+
+    def switch(self) -> None:
+        """Lets the LoRAs that are on act, and no others."""
+        switch(self.layers, self.enabled())
+
+    def enabled(self) -> list[str]:
+        """The paths of the modules whose LoRAs are on."""
+        return [path for path, on in zip(self.layers, self.on.tolist(), strict=True) if on]
+
+    def _allot(self) -> None:
+        switch(self.layers, self.layers)
+        scores = score(self.base, self.proxy, self.examples, self.plan)
+        ranks = allotted(self.targets, scores, self.share, self.plan.seed, int(self.steps_done))
+        whole = {p for p, rank in ranks.items() if rank == wanted_rank(self.targets[p], self.share)}
+        on = [float(path in (whole or ranks)) for path in self.layers]
+        self.on.copy_(torch.tensor(on))
+        self.times_on += self.on
+
+    def after_step(self) -> None:
+        """Counts."""
+        self.steps_done += 1
+
+    def hooks(self) -> Hooks:
+        """What the training loop calls."""
+        return Hooks(
+            set_training=self.set_training,
+            after_step=self.after_step,
+            buffers={"hetero.times_on": self.times_on, "hetero.steps_done": self.steps_done},
+            kept={"hetero.on": self.on},
+        )
+
+    def figures(self) -> dict[str, float]:
+        """How often modules were scored, and how many of them were ever on."""
+        scorings = -(-int(self.steps_done) // self.every)
+        return {"scorings": float(scorings), "modules_ever_on": float((self.times_on > 0).sum())}

@@ -1,0 +1,1 @@
+"""Forms that a target LoRA may have while it is trained, one file each."""

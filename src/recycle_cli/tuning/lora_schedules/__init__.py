@@ -1,0 +1,1 @@
+"""What of a target LoRA is trained when, one file a schedule."""
