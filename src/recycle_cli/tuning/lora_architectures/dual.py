@@ -38,7 +38,7 @@ class DualLora(FreshLora):
         lora_B: (out, r_1) likewise.
         lora_C: (r_2, in) likewise.
         lora_D: (out, r_2) likewise.
-        weight: (1,) float32, w.
+        weight: () float64, w, on the processor.
     """
 
     def __init__(self, base: BaseModel, recipe: LoraRecipe, *, steps: int, seed: int) -> None:
@@ -46,7 +46,7 @@ class DualLora(FreshLora):
         if recipe.use_rslora:
             raise InputError("Dual LoRA has a scale of its own", "leave out --rslora")
         self.warmup = max(1, min(WARMUP_STEPS, steps // 2))
-        self.weight = torch.zeros(1, device=self.device)
+        self.weight = torch.zeros((), dtype=torch.float64)
         self.scales: dict[str, float] = {}
         shapes: dict[str, list[tuple[str, tuple[int, int]]]] = {name: [] for name in "ABCD"}
         for path, target in self.targets.items():
@@ -107,7 +107,7 @@ def _delta(magnitude: Tensor, direction: Tensor, scale: Tensor) -> Tensor:
 
 
 class _DualProduct(torch.autograd.Function):
-    """x (..., in), A, B, C, D, w c (1,) -> x dW^T (..., out); w c is not trained."""
+    """x (..., in), A, B, C, D, w c () -> x dW^T (..., out); w c is not trained."""
 
     @staticmethod
     def forward(

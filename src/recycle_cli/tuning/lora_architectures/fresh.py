@@ -77,7 +77,7 @@ class FreshLora(Tuned, abc.ABC):
         self.dropout = recipe.dropout
         self.device = base.compute.device
         # Dropout is for the steps alone; the loop switches it on for them.
-        self.eval()
+        self.training = False
 
     @abc.abstractmethod
     def added(self, path: str, x: Tensor) -> Tensor:
