@@ -294,7 +294,7 @@ def run(
 
         hooks = replace(own, set_training=set_training)
         trained = train(base, parameters, examples, examples, plan, Silent(), hooks, store)
-        made.switch()
+        made.settle()
         with torch.no_grad():
             found = {name: p.detach().clone() for name, p in parameters.items()}
             return trained, made, found, logits(base.model, TOKENS)
@@ -317,8 +317,8 @@ def test_who_is_off_stands_still_and_is_not_in_the_model(
             moved = {name for name in now if not torch.equal(now[name], before[name])}
             assert {any(f"{path}.lora" in name for path in on) for name in moved} == {True}
             assert all(any(f"{path}.lora_B" in name for name in moved) for path in on)
-    assert made.figures()["scorings"] == 3
-    assert made.figures()["modules_ever_on"] >= len(watch[0][0])
+    assert made.settle()["scorings"] == 3
+    assert made.settle()["modules_ever_on"] >= len(watch[0][0])
 
 
 def test_the_best_state_comes_back_with_what_was_on(
@@ -357,5 +357,5 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(
     found, again, same, _ = run(pico_base, examples, Store(tmp_path, {}))
     assert found == expected
     assert again.enabled() == made.enabled()
-    assert again.figures() == made.figures()
+    assert again.settle() == made.settle()
     assert all(torch.equal(factors[name], same[name]) for name in factors)

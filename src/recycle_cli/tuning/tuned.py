@@ -131,6 +131,16 @@ class Tuned(nn.Module, abc.ABC):
         """Tensors that belong to the best parameters, as those go with them: see `Hooks`."""
         return {}
 
+    def hooks(self) -> Hooks:
+        """What the training loop calls."""
+        return Hooks(
+            set_training=self.train,
+            penalty=self.penalty,
+            after_step=self.after_step,
+            buffers=dict(self.named_buffers()),
+            kept=self.kept(),
+        )
+
     def finish(self) -> dict[str, float]:
         """Called after training with the best parameters in place; gives figures for the record,
         and some wherever it changed what was trained."""
@@ -234,12 +244,5 @@ def _search_or_train(
         return search(
             base, searched, examples, valid, plan, progress, tuned.penalty, store, tuned.reuse
         )
-    hooks = Hooks(
-        set_training=tuned.train,
-        penalty=tuned.penalty,
-        after_step=tuned.after_step,
-        buffers=dict(tuned.named_buffers()),
-        kept=tuned.kept(),
-    )
     parameters = dict(tuned.named_parameters())
-    return train(base, parameters, examples, valid, plan, progress, hooks, store)
+    return train(base, parameters, examples, valid, plan, progress, tuned.hooks(), store)

@@ -190,7 +190,13 @@ class Reallocation:
             kept={"hetero.on": self.on},
         )
 
-    def figures(self) -> dict[str, float]:
-        """How often modules were scored, and how many of them were ever on."""
+    def settle(self) -> dict[str, float]:
+        """Switches as the best state says; tells how often modules were scored, how many of them
+        are on, and how many ever were."""
+        self.switch()
         scorings = -(-int(self.steps_done) // self.every)
-        return {"scorings": float(scorings), "modules_ever_on": float((self.times_on > 0).sum())}
+        return {
+            "scorings": float(scorings),
+            "modules_on": float(self.on.sum()),
+            "modules_ever_on": float((self.times_on > 0).sum()),
+        }
