@@ -148,6 +148,8 @@ def test_scoring_leaves_no_trace(
     gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     state, random = copy.deepcopy(optimizer.state_dict()), torch.get_rng_state()
     wants = [parameter.requires_grad for parameter in pico_base.model.parameters()]
+    # In the midst of a step, where dropout is on.
+    pico_base.model.train()
 
     score(pico_base, name, examples, PLAN)
 
@@ -162,6 +164,8 @@ def test_scoring_leaves_no_trace(
             assert torch.equal(tensor, state["state"][index][key])
     assert torch.equal(torch.get_rng_state(), random)
     assert [p.requires_grad for p in pico_base.model.parameters()] == wants
+    assert all(module.training for module in pico_base.model.modules())
+    pico_base.model.eval()
     hooks = pico_base.model.get_input_embeddings()._forward_hooks
     assert not hooks
 

@@ -119,11 +119,19 @@ def score(
     Raises:
         InputError: the proxy needs factors that have been trained a little.
     """
-    pairs = {path: factor_pair(layer) for path, layer in peft_layers(base).items()}
+    layers = peft_layers(base)
+    pairs = {path: factor_pair(layer) for path, layer in layers.items()}
     rows = examples[: BATCHES * plan.batch_size]
     size = plan.rows_a_pass
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return PROXIES[proxy](base, pairs, batches)
+    modes = [layer.training for layer in layers.values()]
+    try:
+        for layer in layers.values():
+            layer.eval()  # so that dropout draws nothing
+        return PROXIES[proxy](base, pairs, batches)
+    finally:
+        for layer, mode in zip(layers.values(), modes, strict=True):
+            layer.train(mode)
 
 
 class Reallocation:
