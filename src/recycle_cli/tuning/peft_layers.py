@@ -7,6 +7,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 
 ADAPTER = "default"
 
@@ -31,3 +32,13 @@ def switch(layers: Mapping[str, Any], on: Collection[str]) -> None:
 def factor_pair(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
     """A (rank, in) and B (out, rank) of a layer."""
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+
+
+def lora_update(layers: Mapping[str, Any]) -> ModelUpdate:
+    """The LoRA that layers make, by module path, as it stands."""
+    return {path: _piece(layer) for path, layer in layers.items()}
+
+
+def _piece(layer: Any) -> LowRankUpdate:
+    a, b = (factor.detach().cpu() for factor in factor_pair(layer))
+    return LowRankUpdate(a, b, layer.scaling[ADAPTER])
