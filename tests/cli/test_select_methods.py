@@ -21,9 +21,9 @@ from recycle_cli.engine.encoding import encode_examples
 from recycle_cli.engine.gradients import weight_gradients
 from recycle_cli.evaluation.tasks import load_task, training_split
 from recycle_cli.lora.folder import read_adapter
-from recycle_cli.records import SelectionDocument
 from recycle_cli.selection.catalog import METHODS
 from recycle_cli.selection.similarity import Target, similarity
+from recycle_cli.store.answers import AnswerBook
 
 NAMES = {"lab/plain", "lab/rslora", "shop/patterned", "shop/mlp"}
 
@@ -218,35 +218,58 @@ def test_halving_says_what_it_saved_and_who_went_out(
 # --- several processes ---------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_changes_nothing(
+@pytest.mark.parametrize("whom", [("--workers", 2), ("--ray", "local")], ids=["processes", "ray"])
+def test_a_worker_that_is_killed_changes_nothing(
     crawled: Recycle,
     task: Path,
     base: tuple[str, Path],
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    whom: tuple[str, object],
 ) -> None:
-    line = ["select", "--task", str(task), *map(str, base), "--workers", "2", "--json"]
-    environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(
-        [*RECYCLE, *line], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    killed = False
-    while process.poll() is None and not killed:
-        for child in psutil.Process(process.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-                killed = True
-                break
-        time.sleep(0.05)
-    stdout, _ = process.communicate()
+    """The second of two, which has been given an adapter when the first has done one."""
+    if whom[0] == "--ray":
+        pytest.importorskip("ray", reason="the extra ray is not installed")
+    add, killed = AnswerBook.add, list[int]()
+
+    def add_and_kill(book: AnswerBook, *words: Any) -> None:
+        add(book, *words)
+        if not killed:
+            killed.append(kill_the_second_worker())
+
+    monkeypatch.setattr(AnswerBook, "add", add_and_kill)
+    words = ("--task", task, *base, "--json")
+    found = crawled("select", *words, *whom).document
     assert killed
-    assert process.returncode == 0
-    found = SelectionDocument.model_validate_json(stdout)
-    assert not found.left_out
+    assert (found["cost"]["passes"], found["left_out"]) == (4, [])
     # Alone, with no answer at hand.
     monkeypatch.setenv("RECYCLE_HOME", str(tmp_path / "other"))
-    alone = crawled("select", *[a.path for a in found.adapters], *line[1:5], "--json").document
-    assert [a.sha256 for a in found.adapters] == [a["sha256"] for a in alone["adapters"]]
+    alone = crawled("select", *[a["path"] for a in found["adapters"]], *words).document
+    for one, other in zip(found["adapters"], alone["adapters"], strict=True):
+        assert (one["sha256"], one["score"]) == (other["sha256"], other["score"])
+        assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], abs=1e-5)
+
+
+def kill_the_second_worker() -> int:
+    """Waits until there are two workers, and kills the younger one."""
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while len(workers) < 2:
+        assert time.monotonic() < deadline
+        children = psutil.Process().children(recursive=True)
+        workers = [child for child in children if is_worker(child)]
+        time.sleep(0.02)
+    second = max(workers, key=psutil.Process.create_time)
+    second.kill()
+    return second.pid
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:  # it has gone
+        return False
+    return "spawn_main" in words or "ray::_Actor" in words
 
 
 # --- the pool ------------------------------------------------------------------------------------

@@ -70,12 +70,20 @@ def test_errors_are_the_same_in_another_process(kind: Callable[..., RecycleError
     assert vars(told) == vars(error)
 
 
-def test_a_cluster_does_each_job_and_loses_what_kills_its_actor() -> None:
+def test_a_cluster_does_each_job_and_loses_what_kills_its_actor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     ray.cloudpickle.register_pickle_by_value(echo)  # its processes cannot import it
-    with RayCluster(Squares, "local") as hands:
+    with RayCluster(Squares, "local", most=1) as hands:
         found = squares(hands, [1, 2, UNLUCKY, *range(3, 8)])
+        with pytest.raises(TypeError, match="can't multiply"):
+            hands.begin("a")  # type: ignore[arg-type]
+            hands.finished()
     assert found == {UNLUCKY: None, **{job: job * job for job in range(1, 8)}}
+    told = capsys.readouterr()
+    assert not told.out
+    assert "A worker died" in told.err
 
 
 def test_a_cluster_that_is_not_there_is_said() -> None:

@@ -1,29 +1,21 @@
-"""Who scores: whoever does, the answers are the same, and one bad adapter fails alone."""
+"""What a worker makes of an adapter and rows; and what it says that its answers hang on."""
 
-import os
-import threading
-import time
+import dataclasses
 from pathlib import Path
 
-import psutil
 import pytest
 from support.adapters import write_peft_adapter
 from support.tasks import write_task
 
-from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.errors import RecycleError
-from recycle_cli.evaluation.tasks import load_task
+from recycle_cli.evaluation.tasks import Row, load_task
+from recycle_cli.progress import Silent
 from recycle_cli.settings import Settings
-from recycle_cli.store.answers import Answer
-from recycle_cli.workflows.adapters import resolve_names
-from recycle_cli.workflows.scorers import (
-    Assignment,
-    Job,
-    ManyProcesses,
-    OneProcess,
-    RayCluster,
-    Scorer,
-)
+from recycle_cli.workflows import scorers
+from recycle_cli.workflows.adapters import Source, resolve_names
+from recycle_cli.workflows.answers import answer_rows
+from recycle_cli.workflows.scorers import AskContext, Job, Scorer, context_of, scoring_hands
 
 
 @pytest.fixture(scope="module")
@@ -32,123 +24,75 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def jobs(pico_folder: Path, home: Settings, tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
-    """Six good adapters and one whose weights are for a model of another shape."""
-    folder = tmp_path_factory.mktemp("pool")
-    names = [str(write_peft_adapter(folder / f"{seed}", pico_folder, seed)) for seed in range(7)]
-    bad = folder / "6/adapter_config.json"
-    bad.write_text(bad.read_text().replace('"use_dora": false', '"use_dora": true'))
-    rows = load_task(str(write_task(folder / "task"))).train[:12]
-    return [Job(source, rows) for source in resolve_names(names, home)]
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
+    return load_task(str(write_task(tmp_path_factory.mktemp("task")))).train[:12]
 
 
-@pytest.fixture(scope="module")
-def assignment(pico_folder: Path, home: Settings) -> Assignment:
-    return Assignment(str(pico_folder), "acc", home, threads=1)
+@pytest.fixture
+def scorer(pico_base: BaseModel, pico_folder: Path) -> Scorer:
+    return Scorer(pico_base, str(pico_folder), "acc")
 
 
-def scored(scorer: Scorer, jobs: list[Job]) -> dict[str, list[Answer] | str]:
-    return {job.source.ref.id: outcome for job, outcome in scorer.score(jobs)}
+@pytest.fixture
+def source(pico_folder: Path, home: Settings, tmp_path: Path) -> Source:
+    return resolve_names([str(write_peft_adapter(tmp_path / "one", pico_folder, 1))], home)[0]
 
 
-def assert_same(
-    found: dict[str, list[Answer] | str], expected: dict[str, list[Answer] | str]
+def test_answers_are_those_of_the_adapter_on_the_base(
+    scorer: Scorer, source: Source, rows: tuple[Row, ...]
 ) -> None:
-    assert found.keys() == expected.keys()
-    for name, outcome in expected.items():
-        if isinstance(outcome, str):
-            assert found[name] == outcome
-            continue
-        assert [a.correct for a in found[name]] == [a.correct for a in outcome]  # type: ignore[union-attr]
-        for one, other in zip(found[name], outcome, strict=True):
-            assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-5)  # type: ignore[union-attr]
+    found = scorer.work(Job(source, rows))
+    update = source.load(scorer.base_model)
+    expected = answer_rows(scorer.base, update, rows, "acc", Silent(), likelihoods=True)
+    assert isinstance(found, list)
+    assert [answer.correct for answer in found] == expected.correct
+    assert [answer.log_likelihood for answer in found] == expected.log_likelihoods
 
 
-@pytest.fixture(scope="module")
-def expected(
-    pico_base: BaseModel, pico_folder: Path, jobs: list[Job]
-) -> dict[str, list[Answer] | str]:
-    found = scored(OneProcess(pico_base, str(pico_folder), "acc"), jobs)
-    assert "DoRA" in str(found.pop("6"))
-    return {**found, "6": scored(OneProcess(pico_base, str(pico_folder), "acc"), jobs[6:])["6"]}
-
-
-def test_several_processes(
-    assignment: Assignment, jobs: list[Job], expected: dict[str, list[Answer] | str]
+def test_an_adapter_that_cannot_be_read_is_told_of_as_a_value(
+    scorer: Scorer, source: Source, rows: tuple[Row, ...]
 ) -> None:
-    assert_same(scored(ManyProcesses(assignment, 2), jobs), expected)
+    config = Path(source.ref.path) / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
+    outcome = scorer.work(Job(source, rows))
+    assert isinstance(outcome, RecycleError)
+    assert "DoRA" in outcome.message
 
 
-def test_an_adapter_that_takes_its_workers_down_fails_alone(
-    assignment: Assignment, jobs: list[Job], expected: dict[str, list[Answer] | str]
+@pytest.mark.parametrize(
+    "error", [RuntimeError("not enough memory: 8 TB\n at alloc.cpp"), MemoryError()]
+)
+def test_an_adapter_that_is_too_large_is_told_of_as_a_value(
+    scorer: Scorer,
+    source: Source,
+    rows: tuple[Row, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
-    """Whoever reads its configuration, which here is a pipe, is killed."""
-    victim = jobs[0].source.ref
-    pipe, kept = Path(victim.path) / "adapter_config.json", Path(victim.path) / "kept"
-    pipe.rename(kept)
-    os.mkfifo(pipe)
-    ending = threading.Event()
-    killer = threading.Thread(target=kill_readers, args=(pipe, ending))
-    killer.start()
-    try:
-        found = scored(ManyProcesses(assignment, 2), jobs)
-    finally:
-        ending.set()
-        killer.join()
-        kept.rename(pipe)
-    assert found.pop(victim.id) == "the worker that scored it died"
-    assert_same(found, {name: one for name, one in expected.items() if name != victim.id})
+    def run_out(*_args: object, **_words: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scorers, "answer_rows", run_out)
+    outcome = scorer.work(Job(source, rows))
+    assert isinstance(outcome, RecycleError)
+    assert outcome.message.startswith("it could not be run: ")
+    assert "\n" not in outcome.message
 
 
-def kill_readers(pipe: Path, ending: threading.Event) -> None:
-    """Lets a process open a pipe to read, and kills it then."""
-    while not ending.wait(0.02):
-        try:
-            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads
-            continue
-        readers: list[psutil.Process] = []
-        while not readers:  # the reader's own call returns a little later
-            readers = [one for one in psutil.Process().children(recursive=True) if holds(one, pipe)]
-        for reader in readers:
-            reader.kill()
-            reader.wait()
-        os.close(writer)
-
-
-def holds(process: psutil.Process, file: Path) -> bool:
-    links = Path(f"/proc/{process.pid}/fd").iterdir()
-    return any(os.path.realpath(link) == str(file) for link in links)
-
-
-def test_a_ray_cluster_that_loses_a_worker(
-    assignment: Assignment, jobs: list[Job], expected: dict[str, list[Answer] | str]
+def test_answers_hang_on_model_metric_and_dtype(
+    scorer: Scorer, pico_folder: Path, home: Settings, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    killed = threading.Event()
-
-    def kill_one() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not killed.is_set():
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if "ray::Worker" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.set()
-                        return
-                except psutil.Error:
-                    continue
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    found = scored(RayCluster(assignment, "local"), jobs)
-    thread.join()
-    assert killed.is_set()
-    assert_same(found, expected)
+    coarse = load_base_model(str(pico_folder), dataclasses.replace(home, dtype="bfloat16"))
+    others = [
+        dataclasses.replace(scorer, metric="exact_match"),
+        dataclasses.replace(scorer, base=coarse),
+    ]
+    contexts = {str(one.work(AskContext())) for one in [scorer, *others, scorer]}
+    assert len(contexts) == 3
 
 
-def test_a_cluster_that_is_not_there_is_said(assignment: Assignment, jobs: list[Job]) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    with pytest.raises(RecycleError, match="cannot be reached"):
-        scored(RayCluster(assignment, "127.0.0.1:1"), jobs)
+def test_a_worker_elsewhere_says_the_same(
+    scorer: Scorer, pico_folder: Path, home: Settings
+) -> None:
+    with scoring_hands(None, str(pico_folder), "acc", home, workers=2) as hands:
+        assert context_of(hands) == scorer.work(AskContext())

@@ -170,7 +170,7 @@ def select(
         else pool_of(request.base_model, session.settings, query)
     )
     check_request(request, pool)
-    base = load_base(request.base_model, session) if chosen.needs_model else None
+    base = load_base(request.base_model, session) if request.runs_model_here else None
     with output.progress() as progress:
         document = run(request, pool, base, session.settings, progress)
     if json:

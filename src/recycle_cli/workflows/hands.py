@@ -5,12 +5,16 @@ one, so that what comes next may hang on what is done.
 """
 
 import contextlib
+import logging
 import os
+import signal
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -112,14 +116,23 @@ class _Raised:
 
 def _serve(line: "Connection", make: Callable[[], Worker[Any, Any]]) -> None:
     """The life of a process: a worker is made, and does what comes over the line until it ends."""
-    try:
-        worker = make()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever hired it is told, and sends it home
+    with contextlib.suppress(EOFError, ConnectionError):  # whoever hired it has gone
+        worker = _tried(make)
+        if isinstance(worker, _Raised):
+            line.send(worker)
+            return
         while True:
-            line.send(worker.work(line.recv()))
-    except EOFError:
-        return
+            job = line.recv()
+            line.send(_tried(partial(worker.work, job)))
+
+
+def _tried(do: Callable[[], Any]) -> Any:
+    """What comes of it, an error too."""
+    try:
+        return do()
     except Exception as error:
-        line.send(_Raised(error))
+        return _Raised(error)
 
 
 @dataclass(eq=False)
@@ -221,47 +234,60 @@ class RayCluster(Hands[J, R]):
     def __init__(
         self, make: Callable[[], Worker[J, R]], address: str, threads: int = 1, most: int = 64
     ) -> None:
-        self._ray = _connect(address)
-        self._actors = self._hire(make, threads, most)
-        self.count = len(self._actors)
-        self._idle = list(self._actors)
+        with contextlib.ExitStack() as stack:
+            # Ray prints of its dead workers there.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            self._ray = _connect(address)
+            stack.callback(self._ray.shutdown)
+            self._connection = stack.pop_all()
+        self._make = make
+        resources = self._ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": threads}
+        room = gpus or int(resources.get("CPU", 1)) // threads
+        self.count = max(1, min(room, most))
+        self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, J]] = {}
 
     def begin(self, job: J) -> None:
         """See `Hands`."""
-        actor = self._idle.pop()
+        actor = self._idle.pop() if self._idle else self._hire()
         self._running[actor.work.remote(job)] = actor, job
 
     def finished(self) -> tuple[J, R | Lost]:
-        """See `Hands`."""
+        """See `Hands`. Raises what a worker could not do."""
         (reference,), _ = self._ray.wait(list(self._running), num_returns=1)
         actor, job = self._running.pop(reference)
-        outcome: R | Lost
+        errors = self._ray.exceptions
         try:
-            outcome = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            outcome = Lost(f"its worker failed: {str(error).splitlines()[0]}", "see Ray's logs")
+            outcome: R = self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise error.cause from error
+        except errors.RayError as error:  # the actor is dead, and stays so
+            reason = str(error).splitlines()[0]
+            return job, Lost(f"its worker failed: {reason}", "see Ray's logs")
         self._idle.append(actor)
         return job, outcome
 
-    def _hire(self, make: Callable[[], Worker[J, R]], threads: int, most: int) -> list[Any]:
-        """As many actors as the cluster has room for."""
-        resources = self._ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        needs = {"num_gpus": 1} if gpus else {"num_cpus": threads}
-        count = gpus or int(resources.get("CPU", 1)) // threads
+    def _hire(self) -> Any:
         retries = {"max_restarts": RAY_RESTARTS, "max_task_retries": RAY_RESTARTS}
-        remote = self._ray.remote(**needs, **retries)(_Actor)
-        return [remote.remote(make) for _ in range(max(1, min(count, most)))]
+        return self._ray.remote(**self._needs, **retries)(_Actor).remote(self._make)
 
     def dismiss(self) -> None:
         """See `Hands`."""
-        self._ray.shutdown()
+        self._connection.close()
 
 
 class _Actor:
+    """Makes its worker for the first job, so that what it could not make is told as what it could
+    not do."""
+
     def __init__(self, make: Callable[[], Worker[Any, Any]]) -> None:
-        self._worker = make()
+        self._make = make
+
+    @cached_property
+    def _worker(self) -> Worker[Any, Any]:
+        return self._make()
 
     def work(self, job: Any) -> Any:
         return self._worker.work(job)
@@ -277,7 +303,12 @@ def _connect(address: str) -> Any:
         ) from error
     _check_reachable(address)
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreached(address, str(error).splitlines()[0]) from error
     return ray

@@ -1,16 +1,14 @@
-"""Who runs adapters over rows: this process, several of them, or a Ray cluster.
+"""Who runs adapters over rows: workers with the base model, in this process or in others.
 
-Results are values: an adapter that cannot be scored, or that takes its worker down with it, fails
+Outcomes are values: an adapter that cannot be scored, or that takes its workers down with it, fails
 alone. Only the caller writes them anywhere.
 """
 
-import contextlib
+import hashlib
+import json
 import os
-import socket
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recycle_cli.errors import RecycleError
 from recycle_cli.evaluation.tasks import Row
@@ -18,15 +16,14 @@ from recycle_cli.progress import Silent
 from recycle_cli.settings import Settings
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.answers import answer_rows
+from recycle_cli.workflows.hands import Hands, Lost, ManyProcesses, OwnHands, RayCluster, each
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ProcessPoolExecutor
-
     from recycle_cli.engine.base_model import BaseModel
     from recycle_cli.store.answers import Answer
 
-
-REACH_S = 10.0
+SCORING_VERSION = 3
+"""Raised when rows come to be scored in another way, so that old answers are not taken for new."""
 
 
 @dataclass(frozen=True)
@@ -37,226 +34,126 @@ class Job:
     rows: tuple[Row, ...]
 
 
-class Scorer(ABC):
-    """Runs jobs, in no particular order."""
-
-    @abstractmethod
-    def score(self, jobs: Sequence[Job]) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """Each job with its answers, or why there are none, as they are done."""
+@dataclass(frozen=True)
+class AskContext:
+    """The question what answers hang on, asked as a job: whoever asks need not hold the model, and
+    may have another device than those who do."""
 
 
-def score_job(base: "BaseModel", base_model: str, metric: str, job: Job) -> "list[Answer] | str":
-    """One job on a loaded base model."""
-    from recycle_cli.store.answers import Answer
-
-    try:
-        update = job.source.load(base_model)
-        answers = answer_rows(base, update, job.rows, metric, Silent(), likelihoods=True)
-    except RecycleError as error:
-        return error.message
-    assert answers.log_likelihoods is not None
-    return [Answer(*pair) for pair in zip(answers.correct, answers.log_likelihoods, strict=True)]
+Scoring = Job | AskContext
+ScoringHands = Hands[Scoring, "list[Answer] | RecycleError | str"]
 
 
-class OneProcess(Scorer):
-    """Jobs one after the other, on a base model that is loaded already."""
+@dataclass
+class Scorer:
+    """Runs adapters over rows on a base model that it holds.
 
-    def __init__(self, base: "BaseModel", base_model: str, metric: str) -> None:
-        self._base, self._base_model, self._metric = base, base_model, metric
+    Args:
+        base: the model.
+        base_model: its canonical name.
+        metric: what makes an answer right.
+    """
 
-    def score(self, jobs: Sequence[Job]) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """See `Scorer`."""
-        for job in jobs:
-            yield job, score_job(self._base, self._base_model, self._metric, job)
+    base: "BaseModel"
+    base_model: str
+    metric: str
+
+    def work(self, job: Scoring) -> "list[Answer] | RecycleError | str":
+        """The answers to a job's rows, or why there are none; or the context of all answers."""
+        if isinstance(job, AskContext):
+            return self._context()
+        try:
+            return self._answers(job)
+        except RecycleError as error:
+            return error
+        except (RuntimeError, MemoryError) as error:  # torch's, such as one that is too large
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return RecycleError(f"it could not be run: {reason}", "leave it out")
+
+    def _answers(self, job: Job) -> "list[Answer]":
+        from recycle_cli.store.answers import Answer
+
+        update = job.source.load(self.base_model)
+        found = answer_rows(self.base, update, job.rows, self.metric, Silent(), likelihoods=True)
+        assert found.log_likelihoods is not None
+        return [Answer(*pair) for pair in zip(found.correct, found.log_likelihoods, strict=True)]
+
+    def _context(self) -> str:
+        """Stands for all that an answer hangs on, besides the adapter and the row."""
+        decisive = {
+            "version": SCORING_VERSION,
+            "base": self.base.digest,
+            "device": self.base.compute.device.type,
+            "dtype": str(self.base.dtype),
+            "metric": self.metric,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What a worker needs to know: the base model to load, and how to score."""
+class Recruiter:
+    """Makes a scorer in a process of its own.
+
+    Args:
+        base_model: the canonical name of what it loads.
+        metric: what makes an answer right.
+        settings: where it runs.
+        threads: cores that it uses.
+    """
 
     base_model: str
     metric: str
     settings: Settings
-    threads: int
+    threads: int = 1
 
-
-class Worker:
-    """Holds the base model in a process of its own, and scores one job after the other."""
-
-    def __init__(self, assignment: Assignment) -> None:
+    def __call__(self) -> Scorer:
+        """The scorer."""
         import torch
 
         from recycle_cli.engine.base_model import load_base_model
 
-        torch.set_num_threads(assignment.threads)
-        self._assignment = assignment
-        self._base = load_base_model(assignment.base_model, assignment.settings)
-
-    def score(self, job: Job) -> "list[Answer] | str":
-        """One job."""
-        return score_job(self._base, self._assignment.base_model, self._assignment.metric, job)
+        torch.set_num_threads(self.threads)
+        base = load_base_model(self.base_model, self.settings)
+        return Scorer(base, self.base_model, self.metric)
 
 
-_worker: Worker | None = None
-
-
-def _begin(assignment: Assignment) -> None:
-    global _worker  # a process has one, which lives as long as it
-    _worker = Worker(assignment)
-
-
-def _work(job: Job) -> "list[Answer] | str":
-    assert _worker is not None
-    return _worker.score(job)
-
-
-class ManyProcesses(Scorer):
-    """Jobs on several processes of this machine, each with the base model."""
-
-    def __init__(self, assignment: Assignment, workers: int) -> None:
-        self._assignment, self._workers = assignment, workers
-
-    def score(self, jobs: Sequence[Job]) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """See `Scorer`."""
-        from concurrent.futures.process import BrokenProcessPool
-
-        waiting = list(jobs)
-        while waiting:
-            running: dict[Future[Any], Job] = {}
-            try:
-                with self._pool(self._workers) as pool:
-                    yield from self._run(pool, waiting, running)
-            except BrokenProcessPool:
-                yield from self._one_by_one(list(running.values()))
-
-    def _one_by_one(self, jobs: Sequence[Job]) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """Those that were running when a worker died: which of them it died of shows alone."""
-        from concurrent.futures.process import BrokenProcessPool
-
-        for job in jobs:
-            try:
-                with self._pool(1) as pool:
-                    yield job, pool.submit(_work, job).result()
-            except BrokenProcessPool:
-                yield job, "the worker that scored it died"
-
-    def _run(
-        self, pool: "ProcessPoolExecutor", waiting: list[Job], running: "dict[Future[Any], Job]"
-    ) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """Runs as many jobs at once as there are workers, so that few are under suspicion when one
-        dies."""
-        from concurrent.futures import FIRST_COMPLETED, wait
-
-        while waiting or running:
-            while waiting and len(running) < self._workers:
-                job = waiting.pop(0)
-                running[pool.submit(_work, job)] = job
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                outcome = future.result()
-                yield running.pop(future), outcome
-
-    def _pool(self, workers: int) -> "ProcessPoolExecutor":
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        return ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=_begin, initargs=(self._assignment,)
-        )
-
-
-class RayCluster(Scorer):
-    """Jobs on actors of a Ray cluster, each with the base model; those that die are begun anew."""
-
-    def __init__(self, assignment: Assignment, address: str) -> None:
-        self._assignment, self._address = assignment, address
-
-    def score(self, jobs: Sequence[Job]) -> "Iterator[tuple[Job, list[Answer] | str]]":
-        """See `Scorer`."""
-        if not jobs:
-            return
-        with _cluster(self._address) as ray:
-            actors = self._actors(ray, len(jobs))
-            waiting, running = list(jobs), dict[Any, tuple[Any, Job]]()
-            idle = list(actors)
-            while waiting or running:
-                while waiting and idle:
-                    actor, job = idle.pop(), waiting.pop(0)
-                    running[actor.score.remote(job)] = actor, job
-                (reference,), _ = ray.wait(list(running), num_returns=1)
-                actor, job = running.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    outcome = f"its worker failed: {str(error).splitlines()[0]}"
-                idle.append(actor)
-                yield job, outcome
-
-    def _actors(self, ray: Any, most: int) -> list[Any]:
-        """As many as the cluster has room for; with a GPU each where there are any."""
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        needs = {"num_gpus": 1} if gpus else {"num_cpus": self._assignment.threads}
-        count = gpus or int(resources.get("CPU", 1)) // self._assignment.threads
-        remote = ray.remote(**needs, max_restarts=2, max_task_retries=2)(Worker)
-        return [remote.remote(self._assignment) for _ in range(max(1, min(count, most)))]
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise RecycleError(
-            "--ray needs Ray, which is not installed", "pip install 'recycle-cli[ray]'"
-        ) from error
-    _check_reachable(address)
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _unreached(address, str(error).splitlines()[0]) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Asks for a connection, since Ray itself tries for minutes.
-
-    Raises:
-        RecycleError: there is none.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():  # auto, local
-        return
-    try:
-        socket.create_connection((host, int(port)), REACH_S).close()
-    except OSError as error:
-        raise _unreached(address, str(error)) from error
-
-
-def _unreached(address: str, reason: str) -> RecycleError:
-    return RecycleError(
-        f"the Ray cluster {address!r} cannot be reached: {reason}",
-        "give its address as host:port, auto, or local for one of this machine's own",
-    )
-
-
-def make_scorer(
-    base: "BaseModel",
+def scoring_hands(
+    base: "BaseModel | None",
     base_model: str,
     metric: str,
     settings: Settings,
     workers: int = 1,
     ray: str | None = None,
-) -> Scorer:
-    """Scores in the process at hand, in so many others, or on a Ray cluster at an address."""
-    cores = os.cpu_count() or 1
+) -> ScoringHands:
+    """Scores on the loaded base model at hand, in so many processes, or on a Ray cluster.
+
+    Args:
+        base: the loaded base model, where the process at hand scores; the others load their own.
+        base_model: its canonical name.
+        metric: what makes an answer right.
+        settings: where the base model runs.
+        workers: how many processes; 1 for the one at hand.
+        ray: the address of a Ray cluster, or None.
+    """
     if ray is not None:
-        return RayCluster(Assignment(base_model, metric, settings, 1), ray)
+        return RayCluster(Recruiter(base_model, metric, settings), ray)
     if workers > 1:
-        threads = max(1, cores // workers)
-        return ManyProcesses(Assignment(base_model, metric, settings, threads), workers)
-    return OneProcess(base, base_model, metric)
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        return ManyProcesses(Recruiter(base_model, metric, settings, threads), workers)
+    assert base is not None
+    return OwnHands(Scorer(base, base_model, metric))
+
+
+def context_of(hands: ScoringHands) -> str:
+    """What all answers of some hands hang on.
+
+    Raises:
+        RecycleError: not one worker could be had.
+    """
+    ((_, context),) = each(hands, [AskContext()])
+    if isinstance(context, Lost):
+        raise RecycleError(
+            f"the base model could not be loaded by a worker: {context.message}",
+            "see whether memory suffices for so many of them",
+        )
+    return str(context)

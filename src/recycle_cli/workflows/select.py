@@ -84,24 +84,23 @@ def select(
     Args:
         request: what to select.
         pool: the adapters to rank; a target LoRA among them is not ranked.
-        base: the loaded base model, for methods that run it.
+        base: the loaded base model, where `request.runs_model_here`.
         settings: where the index is, in which answers are kept.
         progress: told of every adapter scored.
 
     Raises:
         InputError: as `check_request`.
         RecycleError: none of the adapters could be ranked.
-        ValueError: the method needs the base model and got none.
+        ValueError: the base model is needed here, and is not given.
     """
     clock = Clock()
     check_request(request, pool)
     method = find_selection_method(request.method)
-    if method.needs_model and base is None:
+    if request.runs_model_here and base is None:
         raise ValueError(f"{request.method} runs the base model, and there is none")
     target = request.target.ref.sha256 if request.target else None
     ranked = [source for source in pool if source.ref.sha256 != target]
     if method.needs == "rows":
-        assert base is not None
         outcome = _by_rows(request, ranked, base, settings, progress)
     elif method.needs == "gradient":
         assert base is not None
@@ -124,20 +123,23 @@ def select(
 def _by_rows(
     request: SelectRequest,
     pool: Sequence[Source],
-    base: "BaseModel",
+    base: "BaseModel | None",
     settings: Settings,
     progress: Progress,
 ) -> Outcome:
     from recycle_cli.store.answers import AnswerBook
-    from recycle_cli.workflows.scorers import make_scorer
+    from recycle_cli.workflows.scorers import scoring_hands
     from recycle_cli.workflows.select_rows import RowScores, evaluate, halve
 
     assert request.task is not None
-    scorer = make_scorer(
-        base, request.base_model, request.task.metric, settings, request.workers, request.ray
-    )
-    with AnswerBook(settings.catalog_file) as book:
-        scores = RowScores(request, base, book, scorer, progress)
+    metric, workers, ray = request.task.metric, request.workers, request.ray
+    with (
+        AnswerBook(settings.catalog_file) as book,
+        scoring_hands(base, request.base_model, metric, settings, workers, ray) as hands,
+    ):
+        if request.elsewhere:
+            progress.stage("loading the base model")
+        scores = RowScores(book, hands, progress)
         return (halve if request.method == HALVING else evaluate)(request, pool, scores)
 
 

@@ -49,6 +49,16 @@ class SelectRequest:
     workers: int = 1
     ray: str | None = None
 
+    @property
+    def runs_model_here(self) -> bool:
+        """Whether this process needs the base model; workers load their own."""
+        return find_selection_method(self.method).needs_model and not self.elsewhere
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether adapters are scored by other processes than this one."""
+        return self.workers > 1 or self.ray is not None
+
     def command(self, pool: Sequence[Source]) -> list[str]:
         """The command line that asks for the same."""
         words = ["recycle", "select"]
@@ -97,7 +107,7 @@ def check_request(request: SelectRequest, pool: Sequence[Source]) -> None:
         )
     _check_target(request)
     _check_aggregate(request)
-    if method.needs != "rows" and (request.workers > 1 or request.ray):
+    if method.needs != "rows" and request.elsewhere:
         option = "--ray" if request.ray else "--workers"
         raise InputError(
             f"{option} has no effect with --method {method.name}, which runs no adapter",

@@ -5,51 +5,37 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from recycle_cli.errors import RecycleError
 from recycle_cli.evaluation.tasks import Row
 from recycle_cli.progress import Progress
 from recycle_cli.records import LeftOut
 from recycle_cli.selection.halving import rounds
 from recycle_cli.selection.ranking import Score, rank
 from recycle_cli.workflows.adapters import Source
-from recycle_cli.workflows.scorers import Job, Scorer
+from recycle_cli.workflows.hands import each
+from recycle_cli.workflows.scorers import Job, ScoringHands, context_of
 from recycle_cli.workflows.select_outcome import Outcome
 from recycle_cli.workflows.select_request import SelectRequest
 
 if TYPE_CHECKING:
-    from recycle_cli.engine.base_model import BaseModel
-    from recycle_cli.store.answers import Answer, AnswerBook
-
-SCORING_VERSION = 2
-"""Raised when rows come to be scored in another way, so that old answers are not taken for new."""
-Known = Mapping[bytes, "Answer"]
+    from recycle_cli.store.answers import AnswerBook
 
 
 class RowScores:
     """The scores of adapters on rows of a task: from the index where they are there.
 
     Args:
-        request: what to select.
-        base: the loaded base model.
         book: the answers in the index.
-        scorer: who computes those that are not there.
+        hands: who compute those that are not there.
         progress: told of each adapter.
     """
 
-    def __init__(
-        self,
-        request: SelectRequest,
-        base: "BaseModel",
-        book: "AnswerBook",
-        scorer: Scorer,
-        progress: Progress,
-    ) -> None:
-        assert request.task is not None
-        self._request, self._book, self._scorer = request, book, scorer
-        self._progress = progress
-        self._context = _context(base, request.task.metric)
+    def __init__(self, book: "AnswerBook", hands: ScoringHands, progress: Progress) -> None:
+        self._book, self._hands, self._progress = book, hands, progress
+        self._context = context_of(hands)
         self.left_out: list[LeftOut] = []
         self.rows_scored = 0
         self.passes = 0
@@ -61,14 +47,20 @@ class RowScores:
         found: dict[str, Score] = {}
         jobs = []
         for source in pool:
-            missing = self._missing(source, rows)
+            try:
+                missing = self._missing(source, rows)
+            except RecycleError as error:
+                self._leave_out(source, error.message)
+                continue
             if missing:
                 jobs.append(Job(source, missing))
             else:
                 self._note(source, rows, found)
-        for job, outcome in self._scorer.score(jobs):
-            if isinstance(outcome, str):
-                self._leave_out(job.source, outcome)
+        for job, outcome in each(self._hands, jobs):
+            assert isinstance(job, Job)
+            assert not isinstance(outcome, str)
+            if isinstance(outcome, RecycleError):
+                self._leave_out(job.source, outcome.message)
                 continue
             answers = zip(job.rows, outcome, strict=True)
             self._book.add(self._context, _key(job.source), {_digest(r): a for r, a in answers})
@@ -155,18 +147,6 @@ def _agreement(
         return None
     best = {score.sha256 for score in rank(known, k).taken}
     return sum(score.sha256 in best for score in found[:k]) / max(1, len(best))
-
-
-def _context(base: "BaseModel", metric: str) -> str:
-    """Stands for all that an answer hangs on, besides the adapter and the row."""
-    decisive = {
-        "version": SCORING_VERSION,
-        "base": base.digest,
-        "device": base.compute.device.type,
-        "dtype": str(base.dtype),
-        "metric": metric,
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _key(source: Source) -> str:
