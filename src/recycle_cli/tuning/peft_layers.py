@@ -34,9 +34,10 @@ def factor_pair(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
-def lora_update(layers: Mapping[str, Any]) -> ModelUpdate:
-    """The LoRA that layers make, by module path, as it stands."""
-    return {path: _piece(layer) for path, layer in layers.items()}
+def lora_update(base: BaseModel, paths: Collection[str] | None = None) -> ModelUpdate:
+    """The LoRA that the layers make as they stand, in all modules or in some of them."""
+    layers = peft_layers(base)
+    return {path: _piece(layers[path]) for path in (layers if paths is None else paths)}
 
 
 def _piece(layer: Any) -> LowRankUpdate:
