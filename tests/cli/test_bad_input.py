@@ -213,7 +213,7 @@ EVAL = "eval plain --base-model model"
         (f"{TUNE} plain --granularity layers", ("'layers'", "did you mean layer")),
         (f"{TUNE} plain --activation relu", ("'relu'", "leaky-relu")),
         (f"{TUNE} plain --init nought", ("'nought'", "zero")),
-        (f"{TUNE} plain --schedule cosin", ("'cosin'", "did you mean cosine")),
+        (f"{TUNE} plain --lr-schedule cosin", ("'cosin'", "did you mean cosine")),
         (f"{TUNE} plain --init one-hot", ("starts at the target LoRA", "--target")),
         (f"{TUNE} plain --affine", ("--affine has no effect", "--activation")),
         (f"{TUNE} plain --activation squared --affine", ("--affine has no effect",)),

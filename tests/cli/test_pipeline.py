@@ -218,8 +218,8 @@ def test_rescaling_starts_from_the_target_lora(
     "words",
     [
         "--method adamerging",
-        "--granularity dimension --activation softmax --affine --init normal --schedule linear",
-        "--granularity layer --activation squared --init equal --l1 0.01 --schedule constant",
+        "--granularity dimension --activation softmax --affine --init normal --lr-schedule linear",
+        "--granularity layer --activation squared --init equal --l1 0.01 --lr-schedule constant",
         "--granularity adapter --activation sigmoid --init one-hot --target lab/rslora",
     ],
 )

@@ -136,7 +136,7 @@ def test_it_is_no_lora(crawled: Recycle, line: tuple[object, ...], task: Path) -
     [
         ("--rank 4", "--rank has no effect with --method arrow"),
         ("--lr 0.1", "--lr has no effect without steps"),
-        ("--steps 0 --schedule linear", "--schedule has no effect without steps"),
+        ("--steps 0 --lr-schedule linear", "--lr-schedule has no effect without steps"),
         ("--batch-size 4", "--batch-size has no effect without steps"),
         ("--micro-batch 4", "--micro-batch has no effect without steps"),
         ("--gradient-checkpointing", "--gradient-checkpointing has no effect without steps"),

@@ -442,7 +442,7 @@ SEARCH = f"{POOLED} --method lorahub"
         (f"{SEARCH} --activation softmax --affine", ("--affine has no effect with --optimizer",)),
         # What gradients alone need.
         (f"{SEARCH} --lr 0.1", ("--lr has no effect with --optimizer ngopt",)),
-        (f"{SEARCH} --schedule linear", ("--schedule has no effect with --optimizer ngopt",)),
+        (f"{SEARCH} --lr-schedule linear", ("--lr-schedule has no effect with --optimizer ngopt",)),
         (f"{SEARCH} --warmup 0.1", ("--warmup has no effect",)),
         (f"{SEARCH} --weight-decay 0.1", ("--weight-decay has no effect",)),
         (f"{SEARCH} --max-grad-norm 2", ("--max-grad-norm has no effect",)),

@@ -105,7 +105,7 @@ def test_with_nothing_kept_resume_starts_anew(recycle: Recycle, line: list[str])
         ("--lr 0.01", "recycle differs in lr"),
         ("--steps 121 --l1 0.1", "recycle differs in l1, steps"),
         ("--reinit norm", "recycle differs in reinit"),
-        ("--granularity layer --schedule linear", "recycle differs in granularity, schedule"),
+        ("--granularity layer --lr-schedule linear", "recycle differs in granularity, lr_schedule"),
         ("--save-dtype bfloat16", "lora differs in save_dtype"),
         ("--target-lr 0.01 --target-rank 3", "lora differs in lr, rank"),
         ("--rows 30", "lora differs in rows"),

@@ -19,7 +19,7 @@ from recycle_cli.engine.store import STATE_FILE, Snapshot, Store
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
 from recycle_cli.progress import Progress, Silent
-from recycle_cli.tuning.choices import SCHEDULES
+from recycle_cli.tuning.choices import LR_SCHEDULES
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
 from recycle_cli.tuning.target_lora import LoraRecipe, target_lora, train_target_lora
 from recycle_cli.tuning.tuned import fit
@@ -127,7 +127,7 @@ def assert_resumes(start: Start, folder: Path, killed_after: int, saved_at: int)
 @pytest.mark.parametrize(
     ("schedule", "killed_after", "saved_at"),
     [
-        *((schedule, 5, 3) for schedule in SCHEDULES),
+        *((schedule, 5, 3) for schedule in LR_SCHEDULES),
         # Before anything is kept; just after; before the last step; after it.
         *(("cosine", *steps) for steps in ((2, 0), (3, 3), (10, 9), (11, 11))),
     ],
@@ -141,7 +141,7 @@ def test_a_mixture(
     killed_after: int,
     saved_at: int,
 ) -> None:
-    plan = replace(PLAN, schedule=schedule)
+    plan = replace(PLAN, lr_schedule=schedule)
     start = of_mixture(pico_base, (examples, valid), plan, MixtureRecipe("linear", "normal"))
     assert_resumes(start, tmp_path, killed_after, saved_at)
 
@@ -159,7 +159,7 @@ def test_a_mixture_whose_factors_are_trained(
     assert_resumes(start, tmp_path, 8, 6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
 def test_a_target_lora_with_dropout(
     pico_base: BaseModel,
     examples: list[Example],
@@ -168,7 +168,7 @@ def test_a_target_lora_with_dropout(
     schedule: str,
 ) -> None:
     recipe = LoraRecipe(rank=3, alpha=6, dropout=0.4, target_modules=("q_proj", "up_proj"))
-    plan = replace(PLAN, schedule=schedule)
+    plan = replace(PLAN, lr_schedule=schedule)
     assert_resumes(of_lora(pico_base, (examples, valid), plan, recipe), tmp_path, 7, 6)
 
 

@@ -295,7 +295,7 @@ def test_the_rate_follows_its_schedule(
 ) -> None:
     """AdamW moves a number whose gradient never changes by the rate itself."""
     plan = TrainingPlan(
-        steps=12, lr=0.01, batch_size=2, warmup=warmup, schedule=schedule, max_grad_norm=1e9
+        steps=12, lr=0.01, batch_size=2, warmup=warmup, lr_schedule=schedule, max_grad_norm=1e9
     )
     number = torch.nn.Parameter(torch.zeros(()))
     path = [0.0]

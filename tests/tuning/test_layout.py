@@ -10,7 +10,7 @@ from torch import Tensor
 from recycle_cli.engine.adapted import concatenate, with_adapter
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.products import attached
-from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, GRANULARITIES, INITS, SCHEDULES
+from recycle_cli.tuning.choices import ACTIVATIONS, AFFINE, GRANULARITIES, INITS, LR_SCHEDULES
 from recycle_cli.tuning.layout import ACTIVATIONS as FUNCTIONS
 from recycle_cli.tuning.layout import INITS as STARTS
 from recycle_cli.tuning.layout import group_of, lay_out
@@ -38,7 +38,7 @@ def test_the_words_are_those_that_mean_something() -> None:
     assert set(ACTIVATIONS) == set(FUNCTIONS)
     assert set(INITS) == set(STARTS)
     assert set(AFFINE) <= set(ACTIVATIONS)
-    assert "cosine" in SCHEDULES
+    assert "cosine" in LR_SCHEDULES
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from recycle_cli.tuning.mixture import parameter_name
 from recycle_cli.tuning.tuned import Ingredients, fit
 
 TOKENS = list(range(3, 43))
-PLAN = TrainingPlan(steps=3, lr=1e-2, batch_size=3, eval_every=1, schedule="step", warmup=0.0)
+PLAN = TrainingPlan(steps=3, lr=1e-2, batch_size=3, eval_every=1, lr_schedule="step", warmup=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from recycle_cli.cli.parameters import with_parameters
 from recycle_cli.errors import InputError
 from recycle_cli.lora.config import MAX_RANK
 from recycle_cli.tuning.catalog import METHODS, find_tuning_method
-from recycle_cli.tuning.choices import SCHEDULES
+from recycle_cli.tuning.choices import LR_SCHEDULES
 from recycle_cli.tuning.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ def tune(
             help=f"Stop after so many validations without a better loss. {_defaults('patience')}",
         ),
     ] = None,
-    schedule: Annotated[
+    lr_schedule: Annotated[
         str | None,
         typer.Option(
-            "--schedule",
-            help=f"Of the rate, after the warm-up: {', '.join(SCHEDULES)} (0.85 of itself after "
+            "--lr-schedule",
+            help=f"Of the rate, after the warm-up: {', '.join(LR_SCHEDULES)} (0.85 of itself after "
             "each epoch). Default: the method's.",
         ),
     ] = None,
@@ -263,7 +263,7 @@ def tune(
                 "batch_size": batch_size,
                 "eval_every": eval_every,
                 "patience": patience,
-                "schedule": schedule,
+                "lr_schedule": lr_schedule,
                 "warmup": warmup,
                 "weight_decay": weight_decay,
                 "max_grad_norm": max_grad_norm,

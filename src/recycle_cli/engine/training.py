@@ -3,8 +3,9 @@
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,9 @@ class TrainingPlan:
         batch_size: examples a step.
         micro_batch: examples a pass; gradients of the passes of a step are summed. None for all.
         warmup: share of the steps over which the rate rises from 0.
-        schedule: how it goes on: it falls as a `cosine`, falls on a line (`linear`), stays
+        lr_schedule: how it goes on: it falls as a `cosine`, falls on a line (`linear`), stays
             (`constant`), or falls to 0.85 of itself after each epoch (`step`).
-        weight_decay: AdamW's decoupled decay.
+        weight_decay: decoupled from the gradients.
         max_grad_norm: gradients are scaled down to this norm.
         eval_every: steps between two validations.
         patience: stop after this many validations without a better loss.
@@ -56,7 +57,7 @@ class TrainingPlan:
     batch_size: int = 8
     micro_batch: int | None = None
     warmup: float = 0.1
-    schedule: str = "cosine"
+    lr_schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     eval_every: int = 10
@@ -83,6 +84,19 @@ class Trained:
     history: list[tuple[int, float]]
 
 
+Parameters = Mapping[str, nn.Parameter]
+
+
+def adamw(parameters: Parameters, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """The usual optimizer (arXiv 1711.05101)."""
+    return torch.optim.AdamW(parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay)
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], highest: float) -> None:
+    """Scales the gradients of all parameters down to a norm."""
+    clip_grad_norm_(parameters, highest)
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a method does while it is trained.
@@ -95,6 +109,10 @@ class Hooks:
         buffers: tensors that it changes meanwhile, and that a resumed run has to go on with.
         kept: such tensors that also belong to the parameters they were beside, and so go back to
             what they were at the lowest validation loss.
+        optimizer: makes what turns gradients into a step. The rates of its groups at that time are
+            their peaks, and all follow the same schedule. What it keeps by the time of a validation
+            is in its `state_dict`, as tensors and numbers.
+        clip: scales gradients down before the step, given the parameters and the norm.
     """
 
     set_training: Callable[[bool], object] = lambda _on: None
@@ -102,6 +120,34 @@ class Hooks:
     after_step: Callable[[], object] = lambda: None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Callable[[Parameters, TrainingPlan], torch.optim.Optimizer] = adamw
+    clip: Callable[[Iterable[nn.Parameter], float], object] = clip_norm
+
+    def then(self, other: "Hooks") -> "Hooks":
+        """These and others, these first. Optimizer and clipping are those of the others, where they
+        have their own."""
+
+        def set_training(on: bool) -> None:
+            self.set_training(on)
+            other.set_training(on)
+
+        def after_step() -> None:
+            self.after_step()
+            other.after_step()
+
+        def penalty() -> Tensor | None:
+            found = [term for term in (self.penalty(), other.penalty()) if term is not None]
+            return torch.stack(found).sum() if found else None
+
+        return Hooks(
+            set_training,
+            penalty,
+            after_step,
+            {**self.buffers, **other.buffers},
+            {**self.kept, **other.kept},
+            self.optimizer if other.optimizer is adamw else other.optimizer,
+            self.clip if other.clip is clip_norm else other.clip,
+        )
 
 
 def train(
@@ -193,9 +239,8 @@ class _Run:
         self.valid_batches = batches_of(base, valid, self.shared, VALID_BATCH)
         self.kept: dict[str, Tensor] = {**self.parameters, **hooks.kept}
         self.keeper = BestKeeper(list(self.kept.values()))
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay
-        )
+        self.optimizer = hooks.optimizer(self.parameters, plan)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.rate = _rate(plan, self.optimizer, math.ceil(len(examples) / plan.batch_size))
 
     def valid_loss(self) -> float:
@@ -203,12 +248,12 @@ class _Run:
 
     def step(self, number: int, batch: Sequence[Example]) -> float:
         """One optimizer step; gives the loss before it, without the penalty."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr * self.rate(number - 1)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.rate(number - 1)
         self.hooks.set_training(True)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(batch)
-        clip_grad_norm_(self.parameters.values(), self.plan.max_grad_norm)
+        self.hooks.clip(self.parameters.values(), self.plan.max_grad_norm)
         self.optimizer.step()
         self.hooks.after_step()
         self.hooks.set_training(False)
@@ -239,8 +284,7 @@ class _Run:
         keeper = self.keeper
         tensors = {f"now.{name}": kept.detach() for name, kept in self.kept.items()}
         tensors |= {f"best.{name}": best for name, best in zip(self.kept, keeper.best, strict=True)}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors |= _flat_state(self.optimizer)
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.hooks.buffers.items()}
         tensors |= {f"random.{name}": state for name, state in _random_state(self.base).items()}
         return Snapshot(tensors, step, keeper.best_step, keeper.idle, keeper.history)
@@ -257,18 +301,40 @@ class _Run:
                 keeper.best[at] = tensors[f"best.{name}"].to(kept.device)
             for name, buffer in self.hooks.buffers.items():
                 buffer.copy_(tensors[f"buffer.{name}"])
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "optimizer":
-                index, _, what = rest.partition(".")
-                states.setdefault(int(index), {})[what] = tensor
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": states})
+        _restore_state(self.optimizer, tensors)
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.base.compute.device)
         return saved.step
+
+
+OPTIMIZER, NUMBER = "optimizer.", "optimizer_number."
+
+
+def _flat_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps, by the parameter's number, or whatever it goes by, and what it is.
+    Plain numbers become tensors of one, of the kind that gives them back as they were."""
+    found = {}
+    for of, state in optimizer.state_dict()["state"].items():
+        for what, value in state.items():
+            if isinstance(value, Tensor):
+                found[f"{OPTIMIZER}{of}.{what}"] = value
+            else:
+                kind = torch.float64 if isinstance(value, float) else None
+                found[f"{NUMBER}{of}.{what}"] = torch.tensor(value, dtype=kind)
+    return found
+
+
+def _restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer what `_flat_state` had found."""
+    states: dict[int | str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        kind = next((kind for kind in (OPTIMIZER, NUMBER) if name.startswith(kind)), None)
+        if kind:
+            of, _, what = name.removeprefix(kind).rpartition(".")
+            key = int(of) if of.isdigit() else of
+            states.setdefault(key, {})[what] = tensor if kind == OPTIMIZER else tensor.item()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def _random_state(base: BaseModel) -> dict[str, Tensor]:
@@ -283,12 +349,12 @@ def _rate(
 ) -> Callable[[int], float]:
     """The share of the peak rate, by the number of steps done."""
     warmup = math.ceil(plan.warmup * plan.steps)
-    if plan.schedule == STEP:
+    if plan.lr_schedule == STEP:
         return lambda done: (
             done / warmup if done < warmup else STEP_FACTOR ** (done // steps_an_epoch)
         )
     library = get_scheduler(
-        LIBRARY_SCHEDULES[plan.schedule],
+        LIBRARY_SCHEDULES[plan.lr_schedule],
         optimizer,
         num_warmup_steps=warmup,
         num_training_steps=plan.steps,

@@ -37,7 +37,7 @@ class Pace:
         lr: peak learning rate.
         steps: optimizer steps, or evaluations of a gradient-free search.
         batch_size: rows a step.
-        schedule: of the rate, after the warm-up.
+        lr_schedule: of the rate, after the warm-up.
         warmup: share of the steps over which the rate rises from 0.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: gradients are scaled down to this norm.
@@ -48,7 +48,7 @@ class Pace:
     lr: float = 5e-2
     steps: int = 100
     batch_size: int = 8
-    schedule: str = "cosine"
+    lr_schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -280,7 +280,7 @@ _ROWS = (
         "arXiv 2505.24174",
         target="merge_prune:MergePrune",
         defaults={"prune": 0.4, "score": "input", "level": "parameter", "restore": "zero"},
-        pace=Pace(lr=1e-4, schedule="step", warmup=0.0, patience=3),
+        pace=Pace(lr=1e-4, lr_schedule="step", warmup=0.0, patience=3),
         figure="share of entries kept",
         factor_bytes=8,
     ),

@@ -119,7 +119,7 @@ class TargetChoice(_Fields):
     lr: float | None = None
     steps: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
-    schedule: str | None = None
+    lr_schedule: str | None = None
     warmup: float | None = None
     weight_decay: float | None = None
     max_grad_norm: float | None = None

@@ -9,7 +9,7 @@ from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.parameters import Parameter, Value
 from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
-from recycle_cli.tuning.choices import SCHEDULES
+from recycle_cli.tuning.choices import LR_SCHEDULES
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_output, check_save_dtype
@@ -206,9 +206,9 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
 
 
 def _check_pace(pace: Mapping[str, Any], prefix: str = "") -> None:
-    schedule = pace.get("schedule", "cosine")
-    if schedule not in SCHEDULES:
-        raise unknown_name("--schedule", schedule, SCHEDULES)
+    schedule = pace.get("lr_schedule", "cosine")
+    if schedule not in LR_SCHEDULES:
+        raise unknown_name("--lr-schedule", schedule, LR_SCHEDULES)
     for allowed in PACE:
         if allowed.name in pace:
             replace(allowed, name=prefix + allowed.name).check(pace[allowed.name])

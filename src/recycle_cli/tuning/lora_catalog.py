@@ -1,0 +1,123 @@
+"""The ways to train a target LoRA, along four axes: a new one is a file and a row here.
+
+Options of different axes go together unless a row says why they do not.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recycle_cli.errors import InputError, unknown_name
+from recycle_cli.parameters import Value
+
+
+@dataclass(frozen=True)
+class LoraOption:
+    """One way along one axis.
+
+    Args:
+        axis: `optimizer`, `architecture`, `schedule` or `allocation`.
+        name: what the axis's option takes; no other axis has it.
+        summary: what it changes, for help, cards and pages.
+        paper: its source.
+        target: `module:function` under `recycle_cli.tuning`, a `Layer` of `lora_form` that is
+            given its own parameters by name; empty for the ordinary way.
+        defaults: its own parameters and their defaults.
+        refuses: options of other axes that it cannot be combined with, with the reason.
+    """
+
+    axis: str
+    name: str
+    summary: str
+    paper: str
+    target: str = ""
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """What asks for it on the command line."""
+        return f"--{self.axis} {self.name}"
+
+    def layer(self) -> Callable[..., Any]:
+        """The function that its row names."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., Any] = getattr(
+            importlib.import_module(f"recycle_cli.tuning.{module}"), name
+        )
+        return function
+
+
+AXES: Mapping[str, str] = {
+    "architecture": "lora",
+    "allocation": "uniform",
+    "schedule": "plain",
+    "optimizer": "adamw",
+}
+"""The axes and what is usual on them, in the order in which options are laid around each other."""
+
+_ROWS = (
+    LoraOption(
+        "architecture", "lora", "one product of two factors in each module", "arXiv 2106.09685"
+    ),
+    LoraOption("allocation", "uniform", "the same rank in every module", "arXiv 2106.09685"),
+    LoraOption("schedule", "plain", "everything is trained from the first step", ""),
+    LoraOption("optimizer", "adamw", "Adam with decoupled weight decay", "arXiv 1711.05101"),
+)
+OPTIONS: Mapping[str, LoraOption] = {option.name: option for option in _ROWS}
+
+
+def names_on(axis: str) -> tuple[str, ...]:
+    """What an axis offers."""
+    return tuple(option.name for option in _ROWS if option.axis == axis)
+
+
+def chosen_options(given: Mapping[str, Value]) -> list[LoraOption]:
+    """The options in force, in the order of `AXES`.
+
+    Args:
+        given: names by axis, and maybe other parameters; an axis that is not there is at its usual.
+
+    Raises:
+        InputError: there is no such option; the hint names the nearest.
+    """
+    found = []
+    for axis, usual in AXES.items():
+        name = str(given.get(axis, usual))
+        if name not in names_on(axis):
+            raise unknown_name(f"--{axis}", name, names_on(axis))
+        found.append(OPTIONS[name])
+    return found
+
+
+def lora_defaults(given: Mapping[str, Value]) -> dict[str, Value]:
+    """The parameters there are under these options, and their defaults.
+
+    Raises:
+        InputError: as `chosen_options`.
+    """
+    own = [option.defaults for option in chosen_options(given)]
+    return {**AXES, **{name: value for defaults in own for name, value in defaults.items()}}
+
+
+def takers(parameter: str) -> list[LoraOption]:
+    """The options that have a parameter of their own by that name."""
+    return [option for option in _ROWS if parameter in option.defaults]
+
+
+def check_combination(given: Mapping[str, Value]) -> None:
+    """Checks that options go together.
+
+    Raises:
+        InputError: two do not; both are named, with the reason.
+    """
+    chosen = chosen_options(given)
+    for option in chosen:
+        for other in chosen:
+            if other.name in option.refuses:
+                raise InputError(
+                    f"{option.words} cannot be combined with {other.words}: "
+                    f"{option.refuses[other.name]}",
+                    "leave out one of them",
+                )
