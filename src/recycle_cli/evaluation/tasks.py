@@ -1,38 +1,53 @@
-"""Tasks: labelled examples from JSON Lines files, checked line by line."""
+"""Tasks: labelled examples from JSON Lines files, checked line by line, or from a data set."""
 
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recycle_cli.errors import InputError, unknown_name
+from recycle_cli.evaluation.hub_task import HubTask, read_hub_task
 from recycle_cli.evaluation.metrics import ACC, EXACT_MATCH, find_task_metric, normalise
+from recycle_cli.evaluation.task_rows import (
+    COLUMNS,
+    ROW_HINT,
+    Row,
+    comparable,
+    described,
+    instructed,
+    parse_row,
+)
+
+__all__ = [
+    "Overlap",
+    "Row",
+    "Task",
+    "load_task",
+    "load_task_fields",
+    "overlap",
+    "split_rows",
+    "task_name",
+    "training_split",
+]
 
 TASK_FILE = "task.yaml"
 TRAIN_FILE = "train.jsonl"
 TEST_FILE = "test.jsonl"
-FIELDS = ("name", "train", "test", "columns", "instruction", "metric")
-COLUMNS = ("input", "output", "choices")
+FILE_FIELDS = ("train", "test")
+FIELDS = ("name", *FILE_FIELDS, "columns", "instruction", "metric")
+HUB_FIELDS = tuple(name for name in HubTask.model_fields if name not in FIELDS)
+ALL_FIELDS = (*FIELDS, *HUB_FIELDS)
 MIN_SPLIT_ROWS = 5
+VALID_SHARE = 0.2
 OVERLAP_EXAMPLES = 3
 
 FORMS_HINT = (
     f"a task is a FILE.jsonl of rows, a folder with {TRAIN_FILE} or {TEST_FILE} or both, "
     f"or a {TASK_FILE} (or the folder that holds it)"
 )
-ROW_HINT = 'a row is {"input": "text", "output": "text"}, with "choices": ["text", ...] if closed'
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example. `choices` is empty where the answer is open, else it holds `output`."""
-
-    input: str
-    output: str
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,12 +56,16 @@ class Task:
 
     Args:
         name: from the task.yaml, else the name of the folder or the stem of the file.
-        path: what the task was loaded from, absolute.
+        path: what the task was loaded from, absolute; of a data set that no file names, its name.
         sha256: hex digest over the rows and the metric; it does not change with the name, the
             place or the formatting of the files.
         train: may be empty.
         test: may be empty, but not both.
         metric: `acc` or `exact_match`.
+        valid: rows to validate on, where they are a part of their own; else empty, and some of the
+            training rows serve.
+        revision: the commit of the data set on the Hub, where the rows are from there and it is
+            known.
     """
 
     name: str
@@ -55,6 +74,8 @@ class Task:
     train: tuple[Row, ...]
     test: tuple[Row, ...]
     metric: str
+    valid: tuple[Row, ...] = ()
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,29 +96,70 @@ class _Recipe:
     columns: tuple[str, str, str] = COLUMNS
     instruction: str = ""
     metric: str | None = None
+    data_set: HubTask | None = None
+    folder: Path = Path()
 
 
-def load_task(source: str) -> Task:
+def load_task(source: str, cached_only: bool = False) -> Task:
     """Loads and checks a whole task.
 
     Args:
         source: the path of a JSON Lines file (its rows are the training part), of a folder with
             `train.jsonl` or `test.jsonl`, or of a `task.yaml` or a folder that holds one.
+        cached_only: fetch nothing: a data set of the Hub has to be in this machine's cache.
 
     Raises:
         InputError: the path is missing or no task, or a row cannot be used; the message names
-            the file and the line.
+            the file and the line, or the data set and the row.
     """
     path = Path(source).expanduser().absolute()
-    recipe = _find_recipe(path, source)
-    train = _read_rows(recipe.train, recipe) if recipe.train else ()
-    test = _read_rows(recipe.test, recipe) if recipe.test else ()
-    metric = _decide_metric(recipe, train, test, source)
-    return Task(recipe.name, path, _digest(train, test, metric), train, test, metric)
+    return _load(_find_recipe(path, source), path, source, cached_only)
+
+
+def load_task_fields(fields: Mapping[str, Any], cached_only: bool = False) -> Task:
+    """Loads and checks a task from the fields of a `task.yaml`.
+
+    Args:
+        fields: paths in them are taken from the folder where the command runs.
+        cached_only: as of `load_task`.
+
+    Raises:
+        InputError: as of `load_task`.
+    """
+    name = task_name(fields)
+    recipe = _recipe(fields, f"task {name}", Path.cwd(), name)
+    if recipe.data_set:
+        return _load(recipe, Path(recipe.data_set.dataset), f"task {name}", cached_only)
+    path = recipe.train or recipe.test or Path()
+    return _load(recipe, path.absolute(), f"task {name}", cached_only)
+
+
+def task_name(source: str | Mapping[str, Any]) -> str:
+    """What a task is called as far as its path or its fields tell, without reading anything."""
+    if isinstance(source, str):
+        path = Path(source)
+        named = path.parent if path.name == TASK_FILE else path
+        return named.stem if named.suffix == ".jsonl" else named.name
+    file = source.get("train", source.get("test", "task"))
+    return str(source.get("name") or Path(str(source.get("dataset") or file)).stem)
+
+
+def _load(recipe: _Recipe, path: Path, source: str, cached_only: bool) -> Task:
+    if recipe.data_set:
+        found = read_hub_task(recipe.data_set, recipe.folder, cached_only)
+        train, valid, test, revision = found.train, found.valid, found.test, found.revision
+    else:
+        train, test = (
+            _read_rows(file, recipe) if file else () for file in (recipe.train, recipe.test)
+        )
+        valid, revision = (), None
+    metric = _decide_metric(recipe, {"training": train, "validation": valid, "test": test}, source)
+    digest = _digest(train, test, metric, valid)
+    return Task(recipe.name, path, digest, train, test, metric, valid, revision)
 
 
 def split_rows(
-    rows: Sequence[Row], seed: int, valid_share: float = 0.2, limit: int | None = None
+    rows: Sequence[Row], seed: int, valid_share: float = VALID_SHARE, limit: int | None = None
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Shuffles rows and parts them into training and validation rows.
 
@@ -121,22 +183,36 @@ def split_rows(
         raise InputError(
             f"the validation share is {valid_share}", "give a share between 0 and 1, such as 0.2"
         )
-    used = len(rows) if limit is None else min(limit, len(rows))
+    used = _used(len(rows), limit)
+    shuffled = _shuffled(rows, seed)
+    valid = max(1, int(valid_share * used))
+    return shuffled[: used - valid], shuffled[used - valid : used]
+
+
+def _used(there: int, limit: int | None) -> int:
+    """How many rows are trained and validated on."""
+    used = there if limit is None else min(limit, there)
     if used < MIN_SPLIT_ROWS:
         raise InputError(
             f"{used} training rows are too few to train and validate on",
             f"at least {MIN_SPLIT_ROWS} are needed; about 100 are usual",
         )
+    return used
+
+
+def _shuffled(rows: Sequence[Row], seed: int) -> tuple[Row, ...]:
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
-    valid = max(1, int(valid_share * used))
-    return tuple(shuffled[: used - valid]), tuple(shuffled[used - valid : used])
+    return tuple(shuffled)
 
 
 def training_split(
     task: Task, seed: int, limit: int | None = None
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """The training and validation rows of a task, as `split_rows` parts them.
+
+    Of a task with validation rows of its own, a fifth of the limit is drawn from those, and the
+    rest from its training rows: the paper's way (arXiv 2602.12323).
 
     Raises:
         InputError: the task has no training rows, or too few of them.
@@ -146,18 +222,21 @@ def training_split(
             f"task {task.name} has no training rows",
             f"give a FILE.jsonl, or a folder with a {TRAIN_FILE}",
         )
-    return split_rows(task.train, seed, limit=limit)
+    if not task.valid:
+        return split_rows(task.train, seed, limit=limit)
+    used = _used(len(task.train) + len(task.valid), limit)
+    train, valid = _shuffled(task.train, seed), _shuffled(task.valid, seed)
+    if used == len(train) + len(valid):
+        return train, valid
+    valid = valid[: max(1, int(VALID_SHARE * used))]
+    return train[: used - len(valid)], valid
 
 
 def overlap(train: Iterable[Row], test: Iterable[Row]) -> Overlap:
     """The rows of `test` whose input stands in `train` too, whatever its case and white space."""
-    seen = {_comparable(row.input) for row in train}
-    shared = [row.input for row in test if _comparable(row.input) in seen]
+    seen = {comparable(row.input) for row in train}
+    shared = [row.input for row in test if comparable(row.input) in seen]
     return Overlap(len(shared), tuple(shared[:OVERLAP_EXAMPLES]))
-
-
-def _comparable(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 # --- where the rows are -----------------------------------------------------------------------
@@ -189,34 +268,69 @@ def _folder_recipe(folder: Path, source: str) -> _Recipe:
 
 
 def _yaml_recipe(path: Path) -> _Recipe:
-    fields = _read_yaml(path)
+    return _recipe(_read_yaml(path), str(path), path.parent, path.absolute().parent.name)
+
+
+def _recipe(fields: Mapping[Any, Any], where: str, folder: Path, name: str) -> _Recipe:
+    """The recipe that the fields of a task.yaml give.
+
+    Args:
+        fields: as they were written.
+        where: how errors name their source.
+        folder: that relative paths are taken from.
+        name: of the task, where it gives itself none.
+    """
     for field in fields:
-        if field not in FIELDS:
-            raise unknown_name(f"field in {path}", str(field), FIELDS)
+        if field not in ALL_FIELDS:
+            raise unknown_name(f"field in {where}", str(field), ALL_FIELDS)
     texts = {
-        field: _yaml_text(fields[field], field, path)
+        field: _yaml_text(fields[field], field, where)
         for field in FIELDS
         if field != "columns" and field in fields
     }
-    parts = {part: path.parent / texts[part] for part in ("train", "test") if part in texts}
+    if "metric" in texts:
+        find_task_metric(texts["metric"])
+    name, metric = texts.get("name", name), texts.get("metric")
+    if any(field in fields for field in HUB_FIELDS):
+        return _Recipe(name, metric=metric, data_set=_data_set(fields, where), folder=folder)
+    parts = {part: folder / texts[part] for part in FILE_FIELDS if part in texts}
     if not parts:
-        raise InputError(f"{path} names neither train nor test", "give at least one of them")
+        raise InputError(
+            f"{where} names neither train nor test",
+            "give at least one of them, or a data set: dataset: owner/name",
+        )
     for part, file in parts.items():
         if not file.is_file():
             raise InputError(
-                f"{path}: {part} is {texts[part]!r}, and there is no file {file}",
+                f"{where}: {part} is {texts[part]!r}, and there is no file {file}",
                 f"give a path relative to the {TASK_FILE}",
             )
-    if "metric" in texts:
-        find_task_metric(texts["metric"])
     return _Recipe(
-        name=texts.get("name", path.absolute().parent.name),
+        name=name,
         train=parts.get("train"),
         test=parts.get("test"),
-        columns=_yaml_columns(fields.get("columns", {}), path),
+        columns=_yaml_columns(fields.get("columns", {}), where),
         instruction=texts.get("instruction", ""),
-        metric=texts.get("metric"),
+        metric=metric,
     )
+
+
+def _data_set(fields: Mapping[Any, Any], where: str) -> HubTask:
+    """The data set that the fields of a task.yaml name, and how its rows are made."""
+    if "dataset" not in fields:
+        field = next(field for field in HUB_FIELDS if field in fields)
+        raise InputError(
+            f"{where}: {field} is of a data set, and none is named",
+            f"name one, dataset: owner/name, or leave out {field}",
+        )
+    files = [field for field in FILE_FIELDS if field in fields]
+    if files:
+        raise InputError(
+            f"{where} names both a data set and files ({', '.join(files)})",
+            "rows come from one of them: leave out dataset, or the files",
+        )
+    own = {name: value for name, value in fields.items() if name in HubTask.model_fields}
+    return HubTask.of(own, where)
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -234,24 +348,26 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return fields
 
 
-def _yaml_text(value: object, field: str, path: Path) -> str:
+def _yaml_text(value: object, field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(
-            f"{path}: {field} is {_describe(value)}, not text", f"write {field}: some text"
+            f"{where}: {field} is {described(value)}, not text", f"write {field}: some text"
         )
     return value
 
 
-def _yaml_columns(value: object, path: Path) -> tuple[str, str, str]:
+def _yaml_columns(value: object, where: str) -> tuple[str, str, str]:
     if not isinstance(value, dict):
         raise InputError(
-            f"{path}: columns is {_describe(value)}, not a mapping",
+            f"{where}: columns is {described(value)}, not a mapping",
             "write, for example, columns: {input: question, output: answer}",
         )
     for column in value:
         if column not in COLUMNS:
-            raise unknown_name(f"column in {path}", str(column), COLUMNS)
-    names = [_yaml_text(value.get(column, column), f"columns.{column}", path) for column in COLUMNS]
+            raise unknown_name(f"column in {where}", str(column), COLUMNS)
+    names = [
+        _yaml_text(value.get(column, column), f"columns.{column}", where) for column in COLUMNS
+    ]
     return names[0], names[1], names[2]
 
 
@@ -270,105 +386,22 @@ def _read_rows(path: Path, recipe: _Recipe) -> tuple[Row, ...]:
     # str.splitlines breaks at, such as U+2028.
     lines = _read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = tuple(
-        _parse_row(line, f"{path}, line {number}", recipe.columns)
+        parse_row(line, f"{path}, line {number}", recipe.columns)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     )
     if not rows:
         raise InputError(f"{path} has no rows", ROW_HINT)
-    if recipe.instruction:
-        rows = tuple(replace(row, input=f"{recipe.instruction}\n{row.input}") for row in rows)
-    return rows
-
-
-def _parse_row(line: bytes, where: str, columns: tuple[str, str, str]) -> Row:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8", "save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON", ROW_HINT) from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where} is {_describe(fields)}, not an object", ROW_HINT)
-    input_column, output_column, choices_column = columns
-    row = Row(
-        _row_text(fields, input_column, where),
-        _row_text(fields, output_column, where),
-        _row_choices(fields.get(choices_column), choices_column, where),
-    )
-    if row.choices and row.output not in row.choices:
-        raise InputError(
-            f"{where}: {output_column!r} is {row.output!r}, which is not among "
-            f"{choices_column!r}: {', '.join(map(repr, row.choices))}",
-            "the answer must equal one of the choices to the letter",
-        )
-    return row
-
-
-def _row_text(fields: dict[str, Any], column: str, where: str) -> str:
-    if column not in fields:
-        raise InputError(f"{where} has no field {column!r}", ROW_HINT)
-    return _checked_text(fields[column], repr(column), where)
-
-
-def _row_choices(value: object, column: str, where: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise InputError(f"{where}: {column!r} is {_describe(value)}, not a list", ROW_HINT)
-    choices = tuple(
-        _checked_text(choice, f"choice {number} of {column!r}", where)
-        for number, choice in enumerate(value, start=1)
-    )
-    if len(choices) < 2:
-        raise InputError(
-            f"{where}: {column!r} has {len(choices)} of the 2 or more that it needs",
-            f"list every possible answer, or leave {column!r} out where the answer is open",
-        )
-    repeated = next((text for text in choices if choices.count(text) > 1), None)
-    if repeated is not None:
-        raise InputError(
-            f"{where}: {column!r} has {repeated!r} more than once", "list every answer once"
-        )
-    return choices
-
-
-def _checked_text(value: object, what: str, where: str) -> str:
-    if not isinstance(value, str):
-        hint = f"write it as {json.dumps(str(value))}" if isinstance(value, int) else ROW_HINT
-        raise InputError(f"{where}: {what} is {_describe(value)}, not text", hint)
-    if not value.strip():
-        raise InputError(f"{where}: {what} is empty", "fill it in or leave the row out")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(
-            f"{where}: {what} holds half of a surrogate pair, which no text can hold",
-            "write the character itself, or both of its \\u escapes",
-        )
-    return value
-
-
-def _describe(value: object) -> str:
-    """A value as errors show it: its kind in JSON's words, and the value where that is short."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    return "a list" if isinstance(value, list) else "an object"
+    return instructed(rows, recipe.instruction)
 
 
 # --- the task as a whole ------------------------------------------------------------------------
 
 
-def _decide_metric(
-    recipe: _Recipe, train: tuple[Row, ...], test: tuple[Row, ...], source: str
-) -> str:
-    closed = all(row.choices for row in train + test)
+def _decide_metric(recipe: _Recipe, parts: Mapping[str, tuple[Row, ...]], source: str) -> str:
+    closed = all(row.choices for rows in parts.values() for row in rows)
     metric = recipe.metric or (ACC if closed else EXACT_MATCH)
-    for part, rows in (("training", train), ("test", test)):
+    for part, rows in parts.items():
         for number, row in enumerate(rows, start=1):
             if find_task_metric(metric).needs_choices and not row.choices:
                 raise InputError(
@@ -385,10 +418,15 @@ def _decide_metric(
     return metric
 
 
-def _digest(train: tuple[Row, ...], test: tuple[Row, ...], metric: str) -> str:
+def _digest(
+    train: tuple[Row, ...], test: tuple[Row, ...], metric: str, valid: tuple[Row, ...] = ()
+) -> str:
+    # Validation rows are named only where there are some: a task keeps the digest that it had
+    # before there were any.
+    named = {"train": train, "test": test} | ({"valid": valid} if valid else {})
     parts = {
         part: [[row.input, row.output, list(row.choices)] for row in rows]
-        for part, rows in (("train", train), ("test", test))
+        for part, rows in named.items()
     }
     canonical = json.dumps({"metric": metric, **parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()

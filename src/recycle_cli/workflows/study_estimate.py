@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycle_cli.errors import RecycleError
-from recycle_cli.evaluation.tasks import Task
+from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.evaluation.tasks import Task, task_name
 from recycle_cli.progress import Progress, Silent
 from recycle_cli.records import StudyPlanDocument
 from recycle_cli.selection.catalog import find_selection_method
@@ -17,8 +17,15 @@ from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.provenance import Clock
 from recycle_cli.workflows.study import StudyRequest
 from recycle_cli.workflows.study_arms import Arm, arms_of, pace_of
+from recycle_cli.workflows.study_config import StudyConfig
 from recycle_cli.workflows.study_graph import Schedule
-from recycle_cli.workflows.study_plan import check_counts, find_pool, load_tasks, plan_study
+from recycle_cli.workflows.study_plan import (
+    check_counts,
+    check_tasks,
+    find_pool,
+    load_study_task,
+    plan_study,
+)
 from recycle_cli.workflows.study_runs import Common
 from recycle_cli.workflows.tune_request import LORA, TuneRequest
 
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 
 PROBE_STEPS = (1, 4)
 PROBE_ROWS = 16
+SHOWN_NAMES = 3
 FLOAT32 = 4
 
 
@@ -80,7 +88,7 @@ def _look(request: StudyRequest, settings: Settings, progress: Progress) -> _AtH
     there = _AtHand()
     progress.stage("looking for tasks, adapters and the base model")
     try:
-        there.tasks = load_tasks(request.config)
+        there.tasks = _tasks_here(request.config)
     except RecycleError as error:
         there.notes.append(f"the tasks are not all at hand: {error.message}")
     try:
@@ -94,12 +102,31 @@ def _look(request: StudyRequest, settings: Settings, progress: Progress) -> _AtH
     return there
 
 
+def _tasks_here(config: StudyConfig) -> tuple[Task, ...]:
+    """The tasks of a study, if all of them are here: nothing is fetched.
+
+    Raises:
+        InputError: they are not, or they make no study.
+    """
+    tasks: list[Task] = []
+    missing: dict[str, RecycleError] = {}
+    for source in config.tasks:
+        try:
+            tasks.append(load_study_task(source, cached_only=True))
+        except RecycleError as error:
+            missing[task_name(source)] = error
+    if missing:
+        first, more = next(iter(missing.values())), len(missing) - SHOWN_NAMES
+        names = ", ".join(list(missing)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+        count = f"{len(missing)} of {len(config.tasks)}"
+        raise InputError(f"{count} are missing ({names}): {first.message}", first.hint)
+    check_tasks(tasks, config)
+    return tuple(tasks)
+
+
 def _names(request: StudyRequest) -> list[str]:
     """Of the tasks, as far as the configuration itself tells."""
-    return [
-        str(task.get("name", task.get("dataset"))) if isinstance(task, dict) else Path(task).name
-        for task in request.config.tasks
-    ]
+    return [task_name(task) for task in request.config.tasks]
 
 
 def _runs(request: StudyRequest, arms: Sequence[Arm]) -> int:

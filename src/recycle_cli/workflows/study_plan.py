@@ -3,9 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recycle_cli.errors import InputError
-from recycle_cli.evaluation.tasks import Task, load_task, overlap, training_split
+from recycle_cli.evaluation.tasks import (
+    Task,
+    load_task,
+    load_task_fields,
+    overlap,
+    training_split,
+)
 from recycle_cli.records import AdapterRef
 from recycle_cli.selection.catalog import find_selection_method
 from recycle_cli.settings import Settings
@@ -24,17 +31,41 @@ def load_tasks(config: StudyConfig) -> tuple[Task, ...]:
     """The tasks of a study.
 
     Raises:
-        InputError: one cannot be read, has too few rows, has test rows among its training rows, or
-            the name of another.
+        InputError: one cannot be read, or `check_tasks` refuses them.
     """
-    tasks = tuple(load_task(str(source)) for source in config.tasks)
+    tasks = tuple(load_study_task(source) for source in config.tasks)
+    check_tasks(tasks, config)
+    return tasks
+
+
+def load_study_task(source: str | dict[str, Any], cached_only: bool = False) -> Task:
+    """A task as a study names it: by its path, or with the fields of a task.yaml.
+
+    Args:
+        source: the path or the fields.
+        cached_only: fetch nothing.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if isinstance(source, str):
+        return load_task(source, cached_only)
+    return load_task_fields(source, cached_only)
+
+
+def check_tasks(tasks: Sequence[Task], config: StudyConfig) -> None:
+    """Checks that tasks make a study.
+
+    Raises:
+        InputError: one has too few rows, has test rows among its training rows, or the name of
+            another.
+    """
     for task in tasks:
         _check_task(task, config)
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two tasks are called {name!r}", "name them apart in their task.yaml")
-    return tasks
 
 
 def _check_task(task: Task, config: StudyConfig) -> None:
@@ -43,12 +74,13 @@ def _check_task(task: Task, config: StudyConfig) -> None:
             f"task {task.name} has no test rows", "give a folder with a test.jsonl, or a task.yaml"
         )
     training_split(task, config.seeds[0], config.rows)
-    leaked = overlap(task.train, task.test)
+    leaked = overlap(task.train + task.valid, task.test)
     if leaked.count and not config.allow_overlap:
         raise InputError(
             f"{leaked.count} test rows of {task.name} also stand in its training rows, such as "
             f"{leaked.examples[0]!r}",
-            "remove them from train.jsonl, or accept it: allow_overlap: true, or --allow-overlap",
+            "remove them from the training rows (of a data set: leave_out: [overlap]), or accept "
+            "it: allow_overlap: true, or --allow-overlap",
         )
 
 
