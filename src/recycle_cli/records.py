@@ -661,11 +661,12 @@ class StudyMean(Part):
 
 
 class Verdict(Part):
-    """The answer in one sentence, and the figures that it rests on; `notes` are sentences beside
-    it."""
+    """The answer in one sentence, and the figures that it rests on; `method` is the recycled arm
+    that it is about, where it is about one; `notes` are sentences beside it."""
 
     kind: str
     sentence: str
+    method: str | None = None
     figures: dict[str, float]
     notes: list[str] = Field(default_factory=list)
 

@@ -59,7 +59,8 @@ ALONE = {"base": 200, "target": 320, "random mix": 220}
             "adapters with the target LoRA against 80.0 % for a LoRA trained on the same 100 "
             "examples (difference 3.0 points, 95 % interval 1.5 to 4.8, p < 0.001, 400 test rows); "
             "random adapters with the target LoRA reached 80.5 % (difference 2.5 points, 95 % "
-            "interval 1.0 to 4.2, p = 0.002).",
+            "interval 1.0 to 4.2, p = 0.002); whether rescaling that LoRA alone would do as well "
+            "was not tried.",
         ),
         (
             {**USUAL, "mix+target": 340, "rescaled": 328},
@@ -93,9 +94,9 @@ ALONE = {"base": 200, "target": 320, "random mix": 220}
             {"base": 200, "target": 320, "mix+target": 332, "random mix": 250},
             VerdictKind.NO_CONTROL,
             "Recycling beats your own LoRA, but whether random adapters would do as well is not "
-            "known, since none were run in the same way: 83.0 % for recycled adapters with the "
-            "target LoRA against 80.0 % for a LoRA trained on the same 100 examples (difference "
-            "3.0 points, 95 % interval 1.5 to 4.8, p < 0.001, 400 test rows).",
+            "known, since none were scored that were made in the same way: 83.0 % for recycled "
+            "adapters with the target LoRA against 80.0 % for a LoRA trained on the same 100 "
+            "examples (difference 3.0 points, 95 % interval 1.5 to 4.8, p < 0.001, 400 test rows).",
         ),
         (
             {**ALONE, "mix": 308},
@@ -151,11 +152,12 @@ ALONE = {"base": 200, "target": 320, "random mix": 220}
             {"base": 200, "target": 320, "average": 316},
             VerdictKind.NO_CONTROL,
             "Recycling helps over the base model, but whether random adapters would do as well is "
-            "not known, since none were run in the same way: 79.0 % for the plain average against "
-            "50.0 % for the base model (difference 29.0 points, 95 % interval 24.5 to 33.5, "
-            "p < 0.001, 400 test rows); the target LoRA reached 80.0 % (difference -1.0 points, "
-            "95 % interval -2.0 to -0.2, p = 0.12); about 783 test rows would show a difference of "
-            "this size, about 857 that there is none of 1.0 points or more, 4 times in 5.",
+            "not known, since none were scored that were made in the same way: 79.0 % for the "
+            "plain average against 50.0 % for the base model (difference 29.0 points, 95 % "
+            "interval 24.5 to 33.5, p < 0.001, 400 test rows); the target LoRA reached 80.0 % "
+            "(difference -1.0 points, 95 % interval -2.0 to -0.2, p = 0.12); about 783 test rows "
+            "would show a difference of this size, about 857 that there is none of 1.0 points or "
+            "more, 4 times in 5.",
         ),
         (
             {**USUAL, "mix+target": 316, "single": 290},
@@ -193,6 +195,9 @@ def test_every_kind_with_its_sentence(
     verdict = judged(right).verdict
     assert verdict.kind == kind
     assert verdict.sentence == sentence
+    about = verdict.method and LABELS[verdict.method]
+    assert about is None or f" {about} " in sentence
+    assert (about is None) == (kind in (VerdictKind.INCOMPLETE, VerdictKind.RELEVANT_ADAPTER))
 
 
 def test_no_gain() -> None:
@@ -357,7 +362,7 @@ def test_the_arm_with_the_stronger_claim_is_named() -> None:
     verdict = decide(scores, ARMS, metric="acc", examples=100).verdict
     assert verdict.kind == VerdictKind.BEATS_TARGET
     assert "83.0 % for recycled adapters against 75.0 %" in verdict.sentence
-    assert "Not scored: average and single." in verdict.notes
+    assert "Not compared, since not all of it could be scored: average and single." in verdict.notes
     del scores["mix"]
     assert decide(scores, ARMS, metric="acc", examples=1).verdict.kind == VerdictKind.RESCALING
 

@@ -29,6 +29,7 @@ from recycle_cli.workflows.crawl_request import CrawlRequest
 from recycle_cli.workflows.study import StudyRequest, check_study, report, study
 from recycle_cli.workflows.study_arms import arms_of
 from recycle_cli.workflows.study_config import StudyConfig, config_of
+from recycle_cli.workflows.study_runs import Cell
 
 MEASURED = {"elapsed_s", "scored_s", "passes", "peak_memory_bytes", "path", "adapter", "command"}
 Fields = dict[str, Any]
@@ -119,10 +120,9 @@ def test_rows_are_those_of_the_commands_themselves(done: Path, settings: Setting
     from recycle_cli.lora.folder import weights_sha256
 
     document = json.loads((done / "recycle.json").read_text())
-    row = next(r for r in document["table"] if r["method"] == "target" and r["path"] is None)
+    row = next(row for row in document["table"] if row["method"] == "target")
     assert row["valid_loss"] is not None
-    target = next(done.glob("runs/*/adapter/recycle.json"))
-    made = json.loads(target.read_text())
+    made = json.loads(Path(row["path"], "recycle.json").read_text())
     words = [*made["command"][1:-1], str(done.parent / "again")]
     environment = {
         **os.environ,
@@ -276,6 +276,44 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     assert all("loss" in f.error for f in found.failures), found.failures
     assert found.cells.failed == 2
     assert {row.method for row in found.table} == {"base", "target", "average"}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, method: str, *tasks: str) -> None:
+    """Lets the runs of an arm fail on some tasks, as they may for want of memory."""
+    perform = Cell.perform
+
+    def perform_or_fail(run: Cell, *given: Any) -> Any:
+        if run.arm.name == method and run.task.name in tasks:
+            raise RuntimeError("out of memory")
+        return perform(run, *given)
+
+    monkeypatch.setattr(Cell, "perform", perform_or_fail)
+
+
+def test_a_task_that_an_arm_failed_on_is_left_out_of_the_verdict(
+    fields: Fields, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means over other tasks are not compared, and the report says so."""
+    failing(monkeypatch, "random recycle", "second")
+    grid = [{"methods": ["recycle"], "k": [2]}]
+    found = run(fields, settings, tmp_path / "study", {"grid": grid, "seeds": [0]}).study
+    assert found.verdict.figures["tasks"] == 1
+    left_out = "Left out, since not every arm could be scored there: second."
+    assert left_out in found.verdict.notes
+    assert {mean.tasks for mean in found.means} == {1}
+    assert left_out.replace("_", r"\_") in (tmp_path / "study/report.md").read_text()
+
+
+def test_an_arm_that_failed_on_all_tasks_is_named(
+    fields: Fields, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "random recycle", "first", "second")
+    grid = [{"methods": ["recycle"], "k": [2]}]
+    found = run(fields, settings, tmp_path / "study", {"grid": grid, "seeds": [0]}).study
+    assert found.verdict.figures["tasks"] == 2
+    assert (
+        "Not compared, since not all of it could be scored: random recycle." in found.verdict.notes
+    )
 
 
 def test_what_hangs_on_a_failed_target_fails_with_its_reason(

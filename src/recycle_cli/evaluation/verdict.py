@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from recycle_cli.evaluation import wording
 from recycle_cli.evaluation.arms import Arm, Role
@@ -41,7 +42,19 @@ class VerdictKind(StrEnum):
     INCOMPLETE = "incomplete"
 
 
-Claim = tuple[VerdictKind, str]
+NO_CONTROL = (
+    "but whether random adapters would do as well is not known, since none were scored that were "
+    "made in the same way"
+)
+NOT_RESCALED = "whether rescaling that LoRA alone would do as well was not tried"
+
+
+class Claim(NamedTuple):
+    """What is said, in a sentence, and of which recycled arm, where it is of one."""
+
+    kind: VerdictKind
+    sentence: str
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,9 @@ def decide(
     of recycled arms, is below 0.05, so any number of arms may be tried and the best one named. The
     correction is Holm's; from 6 tasks on it is that of Westfall and Young (`task_sign_flips`).
     `beats_target` asks an arm to beat the target LoRA, its own control and the rescaled target;
-    asking for all of them needs no further correction.
+    asking one arm for all of them needs no further correction. Where arms fail different ones of
+    the three, a false claim is a false rejection in any of three families, each at 2.5 % in that
+    direction.
 
     In this order, the first that holds:
 
@@ -116,10 +131,11 @@ def decide(
     design = Design(metric, examples, margin, relevance, seed, draws)
     evidence = Evidence(scores, arms, design)
     relevant = relevant_adapters(evidence)
-    kind, sentence = _judge(evidence, relevant)
+    kind, sentence, method = _judge(evidence, relevant)
     verdict = Verdict(
         kind=kind,
         sentence=sentence,
+        method=method,
         figures=_figures(evidence, relevant),
         notes=_notes(kind, evidence, relevant),
     )
@@ -135,9 +151,11 @@ def _judge(evidence: Evidence, relevant: Sequence[Relevant]) -> Claim:
         return _strongest([_claim_over_target(name, evidence) for name in winners])
     best = evidence.recycled[0]
     if evidence.loses_to(best, evidence.target):
-        return VerdictKind.WORSE_THAN_TARGET, (
+        return Claim(
+            VerdictKind.WORSE_THAN_TARGET,
             f"Your own LoRA is better than recycling: {wording.against_target(best, evidence)}; "
-            f"{_base(best, evidence)}."
+            f"{_base(best, evidence)}.",
+            best,
         )
     useless = all(
         not evidence.beats(name, evidence.base) and evidence.gains_less_than_margin(name)
@@ -145,25 +163,32 @@ def _judge(evidence: Evidence, relevant: Sequence[Relevant]) -> Claim:
     )
     matching = _matching(evidence)
     if matching and not useless:
-        return VerdictKind.MATCHES_TARGET, _matches(matching[0], evidence)
+        return Claim(
+            VerdictKind.MATCHES_TARGET, _matches(matching[0], evidence), method=matching[0]
+        )
     if relevant:
-        return VerdictKind.RELEVANT_ADAPTER, (
+        return Claim(
+            VerdictKind.RELEVANT_ADAPTER,
             "The pool holds an adapter that is close to your task: "
-            f"{wording.relevant_adapter(relevant[0], evidence)}."
+            f"{wording.relevant_adapter(relevant[0], evidence)}.",
         )
     if useless:
-        return VerdictKind.NO_GAIN, (
+        return Claim(
+            VerdictKind.NO_GAIN,
             f"Recycling gains less than {wording.margin(evidence)} over the base model: "
             f"{wording.against_base(best, evidence)}; "
-            f"{wording.rival(best, str(evidence.target), evidence)}."
+            f"{wording.rival(best, str(evidence.target), evidence)}.",
+            best,
         )
     helping = [name for name in evidence.recycled if _helps_alone(name, evidence)]
     if helping:
         return _strongest([_claim_over_base(name, evidence) for name in helping])
-    return VerdictKind.TOO_FEW_ROWS, (
+    return Claim(
+        VerdictKind.TOO_FEW_ROWS,
         "Too little was scored to say whether recycling helps: "
         f"{wording.against_target(best, evidence)}; {_base(best, evidence)}; "
-        f"{_would_tell(best, evidence)}."
+        f"{_would_tell(best, evidence)}.",
+        best,
     )
 
 
@@ -179,18 +204,19 @@ def _not_enough(evidence: Evidence) -> Claim | None:
     ]
     if missing:
         verb = "was" if len(missing) == 1 else "were"
-        return VerdictKind.INCOMPLETE, f"No verdict: {wording.listed(missing)} {verb} not scored."
+        said = f"No verdict: {wording.listed(missing)} {verb} not scored."
+        return Claim(VerdictKind.INCOMPLETE, said)
     warning = few_rows_warning(evidence.rows)
     if warning:
         scored = ", ".join(f"{n} {wording.percent(mean)}" for n, mean in evidence.means.items())
-        return VerdictKind.TOO_FEW_ROWS, f"No verdict: {warning} ({scored})."
+        return Claim(VerdictKind.TOO_FEW_ROWS, f"No verdict: {warning} ({scored}).")
     return None
 
 
 def _strongest(claims: Sequence[Claim]) -> Claim:
     """Among equals the first, which scored highest."""
     order = list(VerdictKind)
-    return min(claims, key=lambda claim: order.index(claim[0]))
+    return min(claims, key=lambda claim: order.index(claim.kind))
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -202,22 +228,27 @@ def _claim_over_target(name: str, evidence: Evidence) -> Claim:
     figures = wording.against_target(name, evidence)
     control, rescaled = evidence.control_of(name), evidence.rescaled
     if control and not evidence.beats(name, control):
-        return VerdictKind.REGULARISATION, (
+        return Claim(
+            VerdictKind.REGULARISATION,
             f"{better}, but not measurably more than random adapters do: {figures}; "
-            f"{wording.rival(name, control, evidence)}."
+            f"{wording.rival(name, control, evidence)}.",
+            name,
         )
     if rescaled and not evidence.beats(name, rescaled):
-        return VerdictKind.RESCALING, (
+        return Claim(
+            VerdictKind.RESCALING,
             f"{better}, but not measurably more than rescaling that LoRA alone does: {figures}; "
-            f"{wording.rival(name, rescaled, evidence)}."
+            f"{wording.rival(name, rescaled, evidence)}.",
+            name,
         )
     if not control:
-        return VerdictKind.NO_CONTROL, (
-            f"{better}, but whether random adapters would do as well is not known, since none were "
-            f"run in the same way: {figures}."
-        )
-    return VerdictKind.BEATS_TARGET, (
-        f"{better}, by more than random adapters do: {figures}; {_controls(name, evidence)}."
+        return Claim(VerdictKind.NO_CONTROL, f"{better}, {NO_CONTROL}: {figures}.", name)
+    untried = "" if rescaled else f"; {NOT_RESCALED}"
+    return Claim(
+        VerdictKind.BEATS_TARGET,
+        f"{better}, by more than random adapters do: {figures}; "
+        f"{_controls(name, evidence)}{untried}.",
+        name,
     )
 
 
@@ -236,18 +267,17 @@ def _claim_over_base(name: str, evidence: Evidence) -> Claim:
     figures = wording.against_base(name, evidence)
     control = evidence.control_of(name)
     if not control:
-        return VerdictKind.NO_CONTROL, (
-            f"{better}, but whether random adapters would do as well is not known, since none were "
-            f"run in the same way: {figures}; {_open(name, evidence)}."
-        )
+        said = f"{better}, {NO_CONTROL}: {figures}; {_open(name, evidence)}."
+        return Claim(VerdictKind.NO_CONTROL, said, name)
     figures = f"{figures}; {wording.rival(name, control, evidence)}; {_open(name, evidence)}"
     if not evidence.beats(name, control):
-        return VerdictKind.REGULARISATION, (
-            f"{better}, but not measurably more than random adapters do: {figures}."
-        )
-    return VerdictKind.HELPS_OVER_BASE, (
+        said = f"{better}, but not measurably more than random adapters do: {figures}."
+        return Claim(VerdictKind.REGULARISATION, said, name)
+    return Claim(
+        VerdictKind.HELPS_OVER_BASE,
         f"{better}, by more than random adapters do, but whether it does better or worse than your "
-        f"own LoRA is open: {figures}."
+        f"own LoRA is open: {figures}.",
+        name,
     )
 
 
@@ -301,7 +331,7 @@ def _notes(kind: VerdictKind, evidence: Evidence, relevant: Sequence[Relevant]) 
         )
     if evidence.unscored:
         names = [arm.name for arm in evidence.unscored]
-        notes.append(f"Not scored: {wording.listed(names)}.")
+        notes.append(f"Not compared, since not all of it could be scored: {wording.listed(names)}.")
     told = relevant[1:] if kind is VerdictKind.RELEVANT_ADAPTER else relevant
     notes += [
         f"The pool holds an adapter that is close to a task: "

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recycle_cli.evaluation.comparable import Comparable, comparable
 from recycle_cli.evaluation.tasks import training_split
 from recycle_cli.records import (
     SelectionDocument,
@@ -18,9 +19,10 @@ from recycle_cli.records import (
     StudySelection,
     StudySource,
     StudyTask,
+    Verdict,
 )
 from recycle_cli.workflows.provenance import Clock
-from recycle_cli.workflows.study_arms import TARGET, Arm
+from recycle_cli.workflows.study_arms import BASE, TARGET, Arm
 from recycle_cli.workflows.study_graph import Node, failures
 from recycle_cli.workflows.study_plan import Plan
 from recycle_cli.workflows.study_runs import Cell
@@ -42,7 +44,8 @@ def conclude(plan: Plan, out: str, clock: Clock, command: list[str]) -> StudyRes
         command: the command line that asks for the same.
     """
     scores = _scores(plan)
-    decision = _decide(plan, scores)
+    compared = comparable(scores, (BASE, TARGET))
+    decision = _decide(plan, compared)
     done = [node for node in plan.cells.values() if node.outcome is not None]
     failed = failures(plan.cells.values())
     reused = sum(node.reused for node in done)
@@ -53,12 +56,12 @@ def conclude(plan: Plan, out: str, clock: Clock, command: list[str]) -> StudyRes
         rows=_training_rows(plan),
         fast=plan.config.fast,
         metric=_metric(plan),
-        verdict=decision.verdict,
+        verdict=_with_what_was_left_out(decision.verdict, compared),
         adapter=_best_adapter(plan),
         tasks=_tasks(plan),
         arms=[arm.described() for arm in plan.arms],
         table=[_row(plan, *where, node) for where, node in _finished(plan)],
-        means=list(_means(plan, scores)),
+        means=list(_means(plan, {**scores, **compared.scores})),
         comparisons=list(_comparisons(plan, scores, decision)),
         selections=list(_selections(plan)),
         failures=list(_failed(plan)),
@@ -95,36 +98,30 @@ def _scores(plan: Plan) -> Scores:
     return {name: by_task for name, by_task in whole.items() if by_task}
 
 
-def _decide(plan: Plan, scores: Scores) -> "Decision":
+def _decide(plan: Plan, compared: Comparable[list[list[float]]]) -> "Decision":
     from recycle_cli.evaluation.verdict import Arm as Judged
     from recycle_cli.evaluation.verdict import Role, decide
 
-    common = _common_tasks(scores)
-    judged = [
-        Judged(arm.name, arm.label, Role(arm.role), arm.control, arm.with_target)
-        for arm in plan.arms
-        if arm.name in scores and common
-    ]
     return decide(
-        {
-            arm.name: {task: scores[arm.name][task] for task in common}
+        compared.scores,
+        [
+            Judged(arm.name, arm.label, Role(arm.role), arm.control, arm.with_target)
             for arm in plan.arms
-            if arm.name in scores
-        },
-        judged,
+        ],
         metric=_metric(plan),
         examples=_training_rows(plan),
         margin=plan.config.margin / 100,
-        relevance=_first_choices(plan),
+        relevance=_single_adapters(plan, compared),
         seed=plan.config.seeds[0],
     )
 
 
-def _common_tasks(scores: Scores) -> list[str]:
-    """The tasks that every arm was scored on: a verdict compares like with like."""
-    by_arm = [set(by_task) for by_task in scores.values()]
-    shared = set.intersection(*by_arm) if by_arm else set()
-    return [task for task in next(iter(scores.values()), {}) if task in shared]
+def _with_what_was_left_out(verdict: Verdict, compared: Comparable[Any]) -> Verdict:
+    tasks = compared.tasks_left_out
+    if not tasks:
+        return verdict
+    note = f"Left out, since not every arm could be scored there: {', '.join(tasks)}."
+    return verdict.model_copy(update={"notes": [*verdict.notes, note]})
 
 
 def _metric(plan: Plan) -> str:
@@ -138,12 +135,18 @@ def _training_rows(plan: Plan) -> int:
     return min(max(limits), plan.config.rows or max(limits))
 
 
-def _first_choices(plan: Plan) -> dict[str, str]:
-    """Task -> the id of the adapter that the selection puts first."""
+def _single_adapters(plan: Plan, compared: Comparable[Any]) -> dict[str, str]:
+    """Task -> the id of the adapter that the first arm of single adapters put there; without the
+    tasks where it was not the same with every seed."""
+    arm = next((a for a in plan.arms if a.role == "single" and a.name in compared.scores), None)
+    if arm is None:
+        return {}
     found = {}
-    for (task, _, _), node in plan.rankings.items():
-        if node.outcome is not None and task not in found:
-            found[task] = str(node.outcome["selection"]["adapters"][0]["id"])
+    for task in compared.scores[arm.name]:
+        runs = [plan.cells[arm.name, task, seed].run for seed in plan.config.seeds]
+        ids = {run.sources[0].ref.id for run in runs if isinstance(run, Cell)}
+        if len(ids) == 1:
+            found[task] = ids.pop()
     return found
 
 
@@ -179,7 +182,6 @@ def _row(plan: Plan, arm: Arm, task: str, seed: int, node: Node) -> StudyRow:
             {task: scores}, {task: target["scores"]}, baseline_name=TARGET, metric=metric
         )
     estimate = mean_estimate(scores)
-    path = node.run.common.store.adapter(node.run.key)
     return StudyRow(
         method=arm.name,
         task=task,
@@ -187,7 +189,7 @@ def _row(plan: Plan, arm: Arm, task: str, seed: int, node: Node) -> StudyRow:
         metrics={metric: estimate.value},
         interval=estimate.interval,
         p_value_against_target=against.p_value if against else None,
-        path=str(path) if path.is_dir() else None,
+        path=_kept(_maker(plan, arm, task, seed)),
         elapsed_s=made.get("elapsed_s", 0.0),
         scored_s=node.outcome["scored_s"],
         valid_loss=made.get("best", {}).get("valid_loss"),
@@ -295,27 +297,36 @@ def _sources(plan: Plan) -> list[StudySource]:
     ]
 
 
+def _kept(node: Node) -> str | None:
+    """The folder of the adapter that a run made, where it is still there."""
+    assert node.run is not None
+    path = node.run.common.store.adapter(node.run.key)
+    return str(path) if path.is_dir() else None
+
+
 def _best_adapter(plan: Plan) -> str | None:
     """The folder of the adapter with the lowest validation loss of its task, of the first task
     that has one; test rows have no say in it."""
-    for task in plan.tasks:
-        best = best_of(plan, task)
-        if best is not None:
-            return best
-    return None
+    best = (best_of(plan, task) for task in plan.tasks)
+    return next((path for node in best if node is not None and (path := _kept(node))), None)
 
 
-def best_of(plan: Plan, task: str) -> str | None:
-    """The folder of the adapter with the lowest validation loss on a task, controls apart; of
-    those with the first seed, since another one validates on other rows."""
-    found: list[tuple[float, str]] = []
+def best_of(plan: Plan, task: str) -> Node | None:
+    """What made the adapter with the lowest validation loss on a task, controls apart; of those
+    with the first seed, since another one validates on other rows."""
+    found: list[tuple[float, Node]] = []
     for (arm, name, seed), node in _finished(plan):
         if (name, seed) == (task, plan.config.seeds[0]) and arm.role in ("target", "recycled"):
-            made = _made(plan, node, task, seed)
-            loss, path = made.get("best", {}).get("valid_loss"), made.get("path")
-            if loss is not None and path:
-                found.append((loss, path))
-    return min(found)[1] if found else None
+            loss = _made(plan, node, task, seed).get("best", {}).get("valid_loss")
+            if loss is not None:
+                found.append((loss, _maker(plan, arm, task, seed)))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _maker(plan: Plan, arm: Arm, task: str, seed: int) -> Node:
+    """The run that made the adapter of a cell."""
+    cell = plan.cells[arm.name, task, seed]
+    return plan.targets[task, seed] if arm.name == TARGET else cell
 
 
 def _coefficients(plan: Plan) -> Iterator[StudyCoefficients]:
@@ -339,12 +350,12 @@ def unused(plan: Plan, keep: str) -> list[Node]:
     if keep == "all":
         return []
     best = {best_of(plan, task) for task in plan.tasks} if keep == "best" else set()
+    kept = {node.run.key for node in best if node is not None and node.run is not None}
     nodes: Sequence[Node] = list(plan.cells.values())
     if keep == "none":
         nodes = [*plan.targets.values(), *nodes]
-    found = []
-    for node in nodes:
-        made = (node.outcome or {}).get("made")
-        if made and made["path"] not in best:
-            found.append(node)
-    return found
+    return [node for node in nodes if _made_one(node) and node.run and node.run.key not in kept]
+
+
+def _made_one(node: Node) -> bool:
+    return bool((node.outcome or {}).get("made"))
