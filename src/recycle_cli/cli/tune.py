@@ -29,6 +29,7 @@ from recycle_cli.errors import InputError
 from recycle_cli.lora.config import MAX_RANK
 from recycle_cli.tuning.catalog import METHODS, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
+from recycle_cli.tuning.lora_catalog import OPTIONS, is_of_a_lora, names_on
 from recycle_cli.tuning.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _defaults(of: str) -> str:
     return "; ".join([f"Default: {usual:g}", *others]) + "."
 
 
-@with_parameters(PARAMETERS, METHODS)
+@with_parameters(PARAMETERS, {**METHODS, **OPTIONS})
 def tune(
     context: typer.Context,
     out: OutOption,
@@ -143,6 +144,14 @@ def tune(
             "of the ranks), N, or energy:0.99.",
         ),
     ] = None,
+    export_rank: Annotated[
+        str | None,
+        typer.Option(
+            "--export-rank",
+            help="Of a LoRA to train: the rank it is written with: full (as it is trained), N, or "
+            "energy:0.99.",
+        ),
+    ] = None,
     target_rank: Annotated[
         int | None,
         typer.Option(
@@ -158,6 +167,15 @@ def tune(
     ] = None,
     target_lr: Annotated[
         float | None, typer.Option("--target-lr", help="With --train-target: its rate: 0.0003.")
+    ] = None,
+    target_optimizer: Annotated[
+        str | None,
+        typer.Option(
+            "--target-optimizer",
+            help=f"With --train-target: its optimizer, one of {', '.join(names_on('optimizer'))}. "
+            "--architecture, --schedule and --allocation are about it too, and so are the "
+            "parameters of all four.",
+        ),
     ] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="LoRA alpha: 16.")] = None,
     dropout: Annotated[
@@ -250,12 +268,16 @@ def tune(
         raise InputError(
             "--target-rank is about the target LoRA that --train-target trains", "use --rank"
         )
+    if export_rank is not None and not trains_lora:
+        raise InputError("--export-rank is about a LoRA to train", "use --rank for a mixture's")
+    given = _given(parameters)
+    of_target = {n: v for n, v in given.items() if train_target and is_of_a_lora(n)}
     request = TuneRequest(
         task=load_task(inputs.task_source(task)),
         base_model=inputs.base_model(base_model),
         out=Path(out),
         method=method,
-        parameters=_given(parameters),
+        parameters={name: value for name, value in given.items() if name not in of_target},
         pace=_given(
             {
                 "steps": steps,
@@ -282,8 +304,9 @@ def tune(
         ),
         train_target=train_target,
         target_pace=_given({"steps": target_steps, "lr": target_lr}),
+        target_parameters={**_given({"optimizer": target_optimizer}), **of_target},
         init_from=init_from,
-        export_rank="full" if trains_lora else rank or "full",
+        export_rank=(export_rank if trains_lora else rank) or "full",
         checkpointing=gradient_checkpointing,
         micro_batch=micro_batch,
         max_memory=parse_size(max_memory, "--max-memory"),

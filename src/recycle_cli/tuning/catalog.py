@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.parameters import Value
-from recycle_cli.tuning.choices import AFFINE
+from recycle_cli.tuning.choices import AFFINE, OPTIMIZERS
+from recycle_cli.tuning.lora_catalog import (
+    AXES,
+    check_combination,
+    lora_defaults,
+    names_on,
+    takers,
+)
 from recycle_cli.tuning.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -70,7 +77,8 @@ class TuningMethod:
         target: `module:function` under `recycle_cli.tuning`, which takes the ingredients and the
             method's parameters and gives what is trained; empty for a method that takes nothing.
         fixed: what else the function is given.
-        defaults: its parameters and their defaults.
+        defaults: its parameters and their defaults; those of a LoRA's options are beside, in
+            `lora_catalog`.
         pace: how long and how fast.
         flat_at_zero: whether nothing has a slope where all coefficients are zero.
         routed: whether the result chooses between adapters token by token, so that no LoRA
@@ -122,14 +130,12 @@ class TuningMethod:
         Raises:
             InputError: a value is out of range, or has no effect on this method.
         """
+        if not self.mixes:
+            return self._of_a_lora(given)
         for name, value in given.items():
             if name not in self.defaults:
-                takers = [m.name for m in METHODS.values() if name in m.defaults]
-                raise InputError(
-                    f"{PARAMETERS[name].option} has no effect with --method {self.name}",
-                    f"leave it out, or use one of: {', '.join(takers)}",
-                )
-            PARAMETERS[name].check(value)
+                raise self._without_effect(name)
+            self._check_value(name, value)
         settings = {**self.defaults, **given}
         _check_together(settings, given, target)
         if not started:
@@ -137,6 +143,38 @@ class TuningMethod:
         if "new_rank" in settings and target and "reduce_rank" not in settings:
             settings["new_rank"] = None  # the target LoRA takes the new one's place
         return settings
+
+    def _of_a_lora(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        for name, value in given.items():
+            if name not in AXES and not takers(name):
+                raise self._without_effect(name)
+            self._check_value(name, value)
+        defaults = lora_defaults(given)
+        for name in given:
+            if name not in defaults:
+                raise InputError(
+                    f"{PARAMETERS[name].option} has no effect with the LoRA asked for",
+                    f"leave it out, or use {' or '.join(o.words for o in takers(name))}",
+                )
+        check_combination(given)
+        return {**defaults, **given}
+
+    def _without_effect(self, name: str) -> InputError:
+        methods = [f"--method {m.name}" for m in METHODS.values() if name in m.defaults]
+        return InputError(
+            f"{PARAMETERS[name].option} has no effect with --method {self.name}",
+            "leave it out, or use "
+            + " or ".join([*methods, *(option.words for option in takers(name))]),
+        )
+
+    def _check_value(self, name: str, value: Value) -> None:
+        PARAMETERS[name].check(value)
+        own = OPTIMIZERS if self.mixes else names_on("optimizer")
+        if name == "optimizer" and value not in own:
+            raise InputError(
+                f"--optimizer {value} does not go with --method {self.name}",
+                f"use one of: {', '.join(own)}",
+            )
 
     def _check_slope(self, settings: Mapping[str, Value]) -> None:
         init, squared = settings.get("init"), settings.get("activation") == "squared"
@@ -314,6 +352,7 @@ _ROWS = (
         "y = W x + s B A x",
         "arXiv 2106.09685",
         takes="nothing",
+        defaults=AXES,
         pace=Pace(lr=3e-4, steps=400),
     ),
 )

@@ -24,6 +24,7 @@ class LoraOption:
         target: `module:function` under `recycle_cli.tuning`, a `Layer` of `lora_form` that is
             given its own parameters by name; empty for the ordinary way.
         defaults: its own parameters and their defaults.
+        pace: fields of a method's pace that are its own, such as `lr`.
         refuses: options of other axes that it cannot be combined with, with the reason.
     """
 
@@ -33,6 +34,7 @@ class LoraOption:
     paper: str
     target: str = ""
     defaults: Mapping[str, Value] = field(default_factory=dict)
+    pace: Mapping[str, Any] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -101,9 +103,23 @@ def lora_defaults(given: Mapping[str, Value]) -> dict[str, Value]:
     return {**AXES, **{name: value for defaults in own for name, value in defaults.items()}}
 
 
+def lora_pace(given: Mapping[str, Value]) -> dict[str, Any]:
+    """What of the pace is set by these options.
+
+    Raises:
+        InputError: as `chosen_options`.
+    """
+    return {name: v for option in chosen_options(given) for name, v in option.pace.items()}
+
+
 def takers(parameter: str) -> list[LoraOption]:
     """The options that have a parameter of their own by that name."""
     return [option for option in _ROWS if parameter in option.defaults]
+
+
+def is_of_a_lora(parameter: str) -> bool:
+    """Whether a parameter is about a LoRA to train and nothing else."""
+    return parameter in AXES.keys() - {"optimizer"} or bool(takers(parameter))
 
 
 def check_combination(given: Mapping[str, Value]) -> None:

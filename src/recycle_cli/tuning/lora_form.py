@@ -149,9 +149,8 @@ def of_tuned(setup: Setup, tuned: Tuned) -> Iterator[LoraForm]:
 
 
 def train_form(
-    base: BaseModel,
+    setup: Setup,
     form: LoraForm,
-    examples: Sequence[Example],
     valid: Sequence[Example],
     plan: TrainingPlan,
     progress: Progress,
@@ -159,28 +158,40 @@ def train_form(
 ) -> tuple[Trained, dict[str, float]]:
     """Trains it; it ends at the step with the lowest validation loss.
 
+    Args:
+        setup: what it was made from.
+        form: on the base model.
+        valid: the rows to validate on.
+        plan: the setup's, with passes that fit into memory.
+        progress: told of every step.
+        store: keeps the run, as in `train`.
+
     Returns:
         What came of it, and its figures.
 
     Raises:
         RecycleError: a loss is no longer a finite number, or the disk refused.
     """
-    trained = train(base, form.parameters, examples, valid, plan, progress, form.hooks, store)
+    trained = train(
+        setup.base, form.parameters, setup.examples, valid, plan, progress, form.hooks, store
+    )
     return trained, form.settle()
 
 
-def form_budget(
-    base: BaseModel,
-    form: LoraForm,
-    examples: Sequence[Example],
-    plan: TrainingPlan,
-    limit: int | None = None,
-) -> Budget:
-    """The memory that training it takes beyond the model."""
+def form_budget(setup: Setup, form: LoraForm, limit: int | None = None) -> Budget:
+    """The memory that training it takes beyond the model.
+
+    Args:
+        setup: what it was made from.
+        form: on the base model.
+        limit: bytes that may be taken; None for what is free.
+    """
     # Dropout keeps its masks.
     form.hooks.set_training(True)
     try:
-        budget = estimate(base, form.parameters.values(), examples, plan, limit, form.held)
+        budget = estimate(
+            setup.base, form.parameters.values(), setup.examples, setup.plan, limit, form.held
+        )
     finally:
         form.hooks.set_training(False)
     return replace(budget, a_row=budget.a_row + form.kept_a_row)

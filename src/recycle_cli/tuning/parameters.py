@@ -14,6 +14,16 @@ from recycle_cli.tuning.choices import (
     RESTORES,
     SCORES,
 )
+from recycle_cli.tuning.lora_catalog import OPTIONS, names_on
+
+
+def _axis(name: str, what: str) -> Parameter:
+    """The parameter that chooses on an axis of a LoRA to train."""
+    summaries = "; ".join(f"{n}: {OPTIONS[n].summary}" for n in names_on(name))
+    return Parameter(name, str, f"Of a LoRA to train, {what}. {summaries}.", choices=names_on(name))
+
+
+_OPTIMIZERS = tuple(dict.fromkeys((*OPTIMIZERS, *names_on("optimizer"))))
 
 PARAMETERS: Mapping[str, Parameter] = {
     parameter.name: parameter
@@ -48,10 +58,15 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter(
             "optimizer",
             str,
-            "adamw follows gradients; ngopt (nevergrad) searches without, one evaluation of the "
-            "training rows a step.",
-            choices=OPTIMIZERS,
+            "Of a mixture: adamw follows gradients; ngopt (nevergrad) searches without, one "
+            "evaluation of the training rows a step. Of a LoRA to train: "
+            + "; ".join(f"{name}: {OPTIONS[name].summary}" for name in names_on("optimizer"))
+            + ".",
+            choices=_OPTIMIZERS,
         ),
+        _axis("architecture", "the form of its update"),
+        _axis("schedule", "what of it is trained when"),
+        _axis("allocation", "which modules get which rank"),
         Parameter(
             "bound",
             float,

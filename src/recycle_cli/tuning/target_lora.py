@@ -14,7 +14,6 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
 
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.budget import Budget, estimate
 from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.store import Store
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
@@ -147,23 +146,6 @@ def train_target_lora(
     parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
     hooks = Hooks(set_training=peft_model.train)
     return train(base, parameters, examples, valid, plan, progress, hooks, store)
-
-
-def lora_budget(
-    base: BaseModel,
-    peft_model: Any,
-    examples: Sequence[Example],
-    plan: TrainingPlan,
-    limit: int | None = None,
-) -> Budget:
-    """The memory that training the LoRA takes beyond the model."""
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    # Dropout keeps its masks.
-    peft_model.train()
-    try:
-        return estimate(base, parameters, examples, plan, limit)
-    finally:
-        peft_model.eval()
 
 
 def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:

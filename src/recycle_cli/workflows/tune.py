@@ -21,12 +21,11 @@ from recycle_cli.workflows.tune_job import (
     Job,
     build_tuned,
     in_force,
-    lora_recipe,
+    lora_setup,
     mixture_plan,
     tell_budget,
-    training_plan,
 )
-from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
+from recycle_cli.workflows.tune_request import FULL, TARGET_FOLDER, TuneRequest, check_request
 from recycle_cli.workflows.tune_state import store_of, unfinished, write_mixture
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.training import Trained
     from recycle_cli.lora.routed import RoutedAdapter
     from recycle_cli.lora.update import ModelUpdate
+    from recycle_cli.tuning.lora_form import LoraForm
     from recycle_cli.tuning.tuned import Tuned
 
 # The logits of the exported adapter are compared with those of the model as trained on this many
@@ -105,24 +105,29 @@ def _run(job: Job, base: "BaseModel", progress: Progress) -> TuneDocument:
 
 
 def _train_lora(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
-    from recycle_cli.tuning.target_lora import (
-        lora_budget,
-        save_target_lora,
-        target_lora,
-        train_target_lora,
-    )
+    from recycle_cli.tuning.lora_form import form_budget, former_of, train_form
 
-    request, recipe, plan = job.request, lora_recipe(job), training_plan(job)
-    with target_lora(base, recipe, request.seed) as peft_model:
-        budget = lora_budget(base, peft_model, job.train, plan, request.max_memory)
-        plan = budget.fitted(plan)
+    request, setup = job.request, lora_setup(job, base)
+    with former_of(job.settings)(setup) as form:
+        budget = form_budget(setup, form, request.max_memory)
+        plan = budget.fitted(setup.plan)
         tell_budget(job, plan, budget, progress)
         progress.stage("training a target LoRA", plan.steps)
-        settings = in_force(job, base, plan, vars(recipe))
+        settings = in_force(job, base, plan, {**vars(setup.recipe), **job.settings})
         store = store_of(job, settings)
-        trained = train_target_lora(base, peft_model, job.train, job.valid, plan, progress, store)
-        save_target_lora(peft_model, job.folder, dtype_named(request.save_dtype))
-        return _Outcome(trained, settings, _compared_logits(job, base))
+        trained, figures = train_form(setup, form, job.valid, plan, progress, store)
+        energy_kept = _export_lora(job, form)
+        logits = _compared_logits(job, base)
+        return _Outcome(trained, settings, logits, energy_kept=energy_kept, figures=figures)
+
+
+def _export_lora(job: Job, form: "LoraForm") -> float:
+    """Writes the LoRA; gives the share of the squared norm that its rank limit kept."""
+    policy, dtype = job.request.export_rank, dtype_named(job.request.save_dtype)
+    if form.save and policy == FULL:
+        form.save(job.folder, dtype)
+        return 1.0
+    return _write_cut(job, form.update())
 
 
 def _mix(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
@@ -146,9 +151,7 @@ def _mix(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
 def _export(job: Job, tuned: "Tuned") -> float:
     """Writes the adapter, and the state to start from again beside it; gives the share of the
     squared norm that its rank limit kept, all of it where it is no LoRA."""
-    from recycle_cli.lora.folder import write_adapter
     from recycle_cli.lora.routed import RoutedAdapter, write_routed
-    from recycle_cli.lora.truncation import parse_rank_policy, truncate
 
     request, dtype = job.request, dtype_named(job.request.save_dtype)
     write_mixture(job, tuned)
@@ -157,8 +160,17 @@ def _export(job: Job, tuned: "Tuned") -> float:
         refs = [source.ref for source in job.mixed]
         write_routed(job.folder, result, request.base_model, refs, dtype)
         return 1.0
-    cut = truncate(result, parse_rank_policy(request.export_rank))
-    write_adapter(job.folder, cut.update, request.base_model, dtype)
+    return _write_cut(job, result)
+
+
+def _write_cut(job: Job, update: "ModelUpdate") -> float:
+    """Writes an update, cut to the rank asked for; gives the share of its squared norm left."""
+    from recycle_cli.lora.folder import write_adapter
+    from recycle_cli.lora.truncation import parse_rank_policy, truncate
+
+    request = job.request
+    cut = truncate(update, parse_rank_policy(request.export_rank))
+    write_adapter(job.folder, cut.update, request.base_model, dtype_named(request.save_dtype))
     return cut.energy_kept
 
 

@@ -13,9 +13,8 @@ from recycle_cli.workflows.output_folder import dtype_named
 from recycle_cli.workflows.tune_job import (
     Job,
     build_tuned,
-    lora_recipe,
+    lora_setup,
     mixture_plan,
-    training_plan,
 )
 from recycle_cli.workflows.tune_request import TARGET_FOLDER, TuneRequest, check_request
 
@@ -69,15 +68,16 @@ def _of_mixture(job: Job, base: "BaseModel") -> BudgetDocument:
 
 def _of_lora(job: Job, base: "BaseModel") -> BudgetDocument:
     """The document; the LoRA, as it would start, is left in the job's folder."""
-    from recycle_cli.tuning.target_lora import lora_budget, save_target_lora, target_lora
+    from recycle_cli.lora.folder import write_adapter
+    from recycle_cli.tuning.lora_form import form_budget, former_of
 
-    own = list(base.model.parameters())
-    plan = training_plan(job)
-    with target_lora(base, lora_recipe(job), job.request.seed) as peft_model:
-        budget = lora_budget(base, peft_model, job.train, plan, job.request.max_memory)
-        trained = [p for p in peft_model.parameters() if p.requires_grad]
-        save_target_lora(peft_model, job.folder, dtype_named("float32"))
-        return _document(job, base, _Found(budget.fitted(plan), budget, trained, trained), own)
+    own, setup = list(base.model.parameters()), lora_setup(job, base)
+    with former_of(job.settings)(setup) as form:
+        budget = form_budget(setup, form, job.request.max_memory)
+        trained = list(form.parameters.values())
+        write_adapter(job.folder, form.update(), base.id, dtype_named("float32"))
+        found = _Found(budget.fitted(setup.plan), budget, trained, [*trained, *form.held])
+        return _document(job, base, found, own)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.search import SearchPlan
     from recycle_cli.engine.training import TrainingPlan
     from recycle_cli.lora.update import ModelUpdate
-    from recycle_cli.tuning.target_lora import LoraRecipe
+    from recycle_cli.tuning.lora_form import Setup
     from recycle_cli.tuning.tuned import Ingredients, Tuned
 
 
@@ -59,12 +59,14 @@ class Job:
         return self.method.settings(self.request.parameters, self.target is not None, started)
 
 
-def lora_recipe(job: Job) -> "LoraRecipe":
-    """The shape of the LoRA to train."""
+def lora_setup(job: Job, base: "BaseModel") -> "Setup":
+    """What the LoRA to train is made from."""
+    from recycle_cli.tuning.lora_form import Setup
     from recycle_cli.tuning.target_lora import LoraRecipe
 
     shape = vars(job.request.lora)
-    return LoraRecipe(**{name: value for name, value in shape.items() if value is not None})
+    recipe = LoraRecipe(**{name: value for name, value in shape.items() if value is not None})
+    return Setup(base, recipe, training_plan(job), job.train)
 
 
 def training_plan(job: Job) -> "TrainingPlan":

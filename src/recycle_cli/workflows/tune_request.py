@@ -10,6 +10,7 @@ from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.parameters import Parameter, Value
 from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
+from recycle_cli.tuning.lora_catalog import lora_pace
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_output, check_save_dtype
@@ -26,6 +27,8 @@ PACE = (
 """The ranges of a pace's numbers; the command line checks those of whole numbers itself."""
 TARGET_FOLDER = "target"
 LORA = "lora"
+FULL = "full"
+"""The rank policy that changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class TuneRequest:
         lora: the LoRA's shape, where one is trained.
         train_target: train the target LoRA first, on the same rows with the same split.
         target_pace: fields of `Pace` for that.
+        target_parameters: how that is trained, as `parameters` of `--method lora`.
         init_from: a folder that an earlier run of the same method and adapters wrote.
-        export_rank: the rank policy of a mixture's export: `full`, `N` or `energy:E`.
+        export_rank: the rank policy of the export: `full`, `N` or `energy:E`.
         checkpointing: keep fewer activations.
         max_memory: bytes that training may take beyond the loaded model; None for what is free.
         micro_batch: rows a pass; None for all of a step's, or fewer where memory is short.
@@ -100,8 +104,9 @@ class TuneRequest:
     lora: LoraShape = field(default_factory=LoraShape)
     train_target: bool = False
     target_pace: Mapping[str, Any] = field(default_factory=dict)
+    target_parameters: Mapping[str, Value] = field(default_factory=dict)
     init_from: Path | None = None
-    export_rank: str = "full"
+    export_rank: str = FULL
     checkpointing: bool = False
     max_memory: int | None = None
     micro_batch: int | None = None
@@ -118,8 +123,10 @@ class TuneRequest:
         return out.with_name(f".{out.name}.unfinished")
 
     def pace_in_force(self) -> Pace:
-        """The method's pace, with what the request says otherwise."""
-        return replace(find_tuning_method(self.method).pace, **self.pace)
+        """The method's pace, with what its options and the request say otherwise."""
+        method = find_tuning_method(self.method)
+        own = {} if method.mixes else lora_pace(self.parameters)
+        return replace(method.pace, **{**own, **self.pace})
 
     def of_target(self) -> "TuneRequest":
         """The request to train the target LoRA that this one begins with."""
@@ -127,13 +134,14 @@ class TuneRequest:
             self,
             out=self.out / TARGET_FOLDER,
             method=LORA,
-            parameters={},
+            parameters=self.target_parameters,
             pace=self.target_pace,
             reinit="none",
             train_target=False,
             target_pace={},
+            target_parameters={},
             init_from=None,
-            export_rank="full",
+            export_rank=FULL,
         )
 
     def command(self, sources: Sequence[Source], target: Source | None) -> list[str]:
@@ -152,10 +160,15 @@ class TuneRequest:
             words += _option(f"target_{name}", value)
         for name, value in self.parameters.items():
             words += _parameter_words(name, value)
+        for name, value in self.target_parameters.items():
+            of_target = ["--target-optimizer", str(value)]
+            words += of_target if name == "optimizer" else _parameter_words(name, value)
         words += self.lora.words("--target-rank" if self.train_target else "--rank")
         words += ["--reinit", self.reinit] * (self.reinit != "none")
         words += ["--init-from", shown(self.init_from)] if self.init_from else []
-        words += ["--rank", self.export_rank] * (self.export_rank != "full")
+        if self.export_rank != FULL:
+            mixes = find_tuning_method(self.method).mixes
+            words += ["--rank" if mixes else "--export-rank", self.export_rank]
         words += ["--gradient-checkpointing"] * self.checkpointing
         words += ["--micro-batch", str(self.micro_batch)] if self.micro_batch else []
         words += ["--save-dtype", self.save_dtype] * (self.save_dtype != "float32")
@@ -225,6 +238,13 @@ def _check_target(request: TuneRequest, target: Source | None) -> None:
             "LoRA that --train-target trains",
             "give --train-target too, or leave it out",
         )
+    if request.target_parameters and not request.train_target:
+        raise InputError(
+            "--target-optimizer is about the target LoRA that --train-target trains",
+            "give --train-target too, or use --optimizer with --method lora",
+        )
+    if request.train_target:
+        find_tuning_method(LORA).settings(request.target_parameters, target=False)
     if "lr" in request.target_pace and request.target_pace.get("steps") == 0:
         raise InputError("--target-lr has no effect with --target-steps 0", "leave one of them out")
 
@@ -253,7 +273,7 @@ def _check_use_of_options(request: TuneRequest, method: TuningMethod) -> None:
     for option, unused in {
         "--init-from": request.init_from and not method.mixes,
         "--train-target": request.train_target and not method.mixes,
-        "--rank": request.export_rank != "full" and method.routed,
+        "--rank": request.export_rank != FULL and method.routed,
     }.items():
         if unused:
             raise InputError(f"{option} has no effect with --method {method.name}", "leave it out")
