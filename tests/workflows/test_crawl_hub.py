@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.records import AdapterDocument, CrawlDocument
 from recycle_cli.settings import Settings
 from recycle_cli.store.cache import damage
-from recycle_cli.store.catalog import Catalog
+from recycle_cli.store.catalog import AdapterQuery, Catalog
 from recycle_cli.store.hub import Hub as Client
 from recycle_cli.store.hub_requests import Patience
 from recycle_cli.store.unfinished import unfinished_folder
@@ -969,10 +970,20 @@ def test_a_dry_run_counts_nothing_that_is_kept_already(stand_in: StandIn) -> Non
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-def test_nothing_waits_for_a_file_that_hangs(stand_in: StandIn, file: str) -> None:
+def test_nothing_waits_for_a_file_that_hangs(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     names = [f"lab/{n:02d}" for n in range(50)]
     crawler = stand_in(*(adapter(name, n) for n, name in enumerate(names)))
-    crawler.stand.faults.append(Fault(line_of("00", file), faults.slow(1.0)))
+    others = threading.Event()
+    crawler.stand.faults.append(Fault(line_of("00", file), faults.held(others)))
+
+    def advance(note: str = "") -> None:
+        crawler.heard.advanced.append(note)
+        if len(crawler.heard.advanced) == 49:
+            others.set()
+
+    monkeypatch.setattr(crawler.heard, "advance", advance)
     assert list(crawler.verdicts()) == names
     assert crawler.heard.advanced[-1] == "lab/00: accepted"
     assert len(crawler.heard.advanced) == 50
@@ -1016,6 +1027,79 @@ def test_an_earlier_one_that_is_refused_keeps_no_weights_from_a_later_one(
         "lab/first": "license_refused",
         "lab/again": "accepted",
     }
+
+
+def test_when_a_new_commit_of_the_first_is_refused_its_duplicate_takes_its_place(
+    stand_in: StandIn,
+) -> None:
+    first = adapter("lab/first", created_at="2025-01-01")
+    again = uploaded_again("lab/again", first, "2025-01-02")
+    crawler = stand_in(first, again)
+    assert crawler.verdicts() == {"lab/first": "accepted", "lab/again": "duplicate"}
+    config = json.loads(first.newest[CONFIG].content) | {"use_dora": True}
+    first.commit(changed(first, config=json.dumps(config).encode()))
+    crawler.stand.faults.append(Fault(line_of("first", CONFIG), faults.slow(0.5)))
+    assert crawler.verdicts() == {"lab/first": "dora", "lab/again": "accepted"}
+    assert crawler.verdicts() == {"lab/first": "dora", "lab/again": "accepted"}
+    assert crawler.asked == {"listing": LISTINGS}
+
+
+def test_of_a_list_the_one_that_stands_first_is_kept_whatever_was_before(
+    stand_in: StandIn,
+) -> None:
+    first = adapter("lab/first", created_at="2025-01-01")
+    again = uploaded_again("lab/again", first, "2025-01-02")
+    crawler = stand_in(first, again)
+    crawler.crawl()
+    turned = crawler.verdicts(ids=(again.id, first.id))
+    assert turned == {"lab/again": "accepted", "lab/first": "duplicate"}
+
+
+# --- what is held already -------------------------------------------------------------------
+
+
+def test_what_other_limits_refuse_is_not_fetched_again_when_it_is_let_in(
+    stand_in: StandIn,
+) -> None:
+    one = adapter("lab/one", **LARGE)
+    crawler = stand_in(one)
+    accepted, kept = crawler.crawl()["lab/one"], crawler.kept()
+    for limits in ({"licenses": frozenset({"gpl"})}, {"max_rank": 2}, {"max_norm": 1.5}):
+        refused = crawler.crawl(**limits)["lab/one"]
+        assert refused.status == "rejected"
+        assert (refused.path, refused.norm) == (accepted.path, accepted.norm)
+        assert crawler.kept() == kept
+        with Catalog(crawler.settings.catalog_file) as catalog:
+            assert catalog.query(AdapterQuery()) == []
+            assert catalog.details_of(refused).modules
+    assert crawler.crawl()["lab/one"] == accepted
+    ranges = [request.range for request in crawler.log if request.kind == "storage"]
+    assert ranges == [f"bytes=0-{FIRST_BYTES - 1}"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"),
+    [
+        (Fault(line_of("one", WEIGHTS), faults.lying_size(1)), "checksum"),
+        (Fault(line_of("one", CONFIG), faults.too_many_requests(3600)), "unreachable"),
+        (None, "gated"),
+    ],
+)
+def test_what_cannot_be_looked_at_again_stays_in_the_pool(
+    stand_in: StandIn, fault: Fault | None, verdict: str
+) -> None:
+    one = adapter("lab/one")
+    crawler = stand_in(one)
+    before, kept, rows = crawler.crawl()["lab/one"], crawler.kept(), crawler.rows()
+    assert before.status == "accepted"
+    if fault is None:
+        one.gated = "manual"
+    else:
+        crawler.stand.faults.append(fault)
+    assert crawler.verdicts(max_rank=64) == {"lab/one": verdict}
+    assert (crawler.kept(), crawler.rows()) == (kept, rows)
+    one.gated, crawler.stand.faults = False, []
+    assert crawler.verdicts(max_rank=64) == {"lab/one": "accepted"}
 
 
 # --- one bad repository ---------------------------------------------------------------------

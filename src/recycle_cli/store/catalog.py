@@ -135,12 +135,15 @@ class Catalog(IndexFile):
             (source, origin, stamp, revision, base_key(pool)),
         )
 
-    def at(self, source: str, origin: str, pool: str | None = None) -> AdapterDocument | None:
+    def at(
+        self, source: str, origin: str, pool: str | None = None, revision: str | None = None
+    ) -> AdapterDocument | None:
         """The document recorded for this place, or None: an accepted one, else the latest; of
-        this base model's pool, where it is given."""
+        this base model's pool and at this revision, where they are given."""
         return self._first(
-            "source = ? AND origin = ? AND (?3 = '' OR pool_key = ?3)",
-            (source, origin, base_key(pool)),
+            "source = ? AND origin = ? AND (?3 = '' OR pool_key = ?3)"
+            " AND (?4 IS NULL OR revision = ?4)",
+            (source, origin, base_key(pool), revision),
         )
 
     def holder_of(self, sha256: str, other_than: str, pool: str | None = None) -> str | None:

@@ -18,10 +18,11 @@ from recycle_cli.settings import Settings
 from recycle_cli.store.catalog import Catalog
 from recycle_cli.store.holders import DUPLICATE, duplicate_of
 from recycle_cli.store.recording import MAY_CHANGE
+from recycle_cli.workflows.crawl_held import tells_nothing, with_what_is_kept
 from recycle_cli.workflows.crawl_keep import details_of, keep_evidence
 from recycle_cli.workflows.crawl_look import Look
 from recycle_cli.workflows.crawl_outcomes import Outcomes
-from recycle_cli.workflows.crawl_request import HUB, CrawlRequest
+from recycle_cli.workflows.crawl_request import CrawlRequest
 from recycle_cli.workflows.crawl_sources import CrawlSource, FolderSource, HubSource
 from recycle_cli.workflows.hub_messages import waits_told
 from recycle_cli.workflows.reclaim import reclaim
@@ -103,6 +104,8 @@ class _Crawl:
     bytes_read: int = 0
     to_come: int = 0
     bytes_to_come: int = 0
+    unchanged: set[int] = field(default_factory=set)
+    """The places of those that what is recorded of them holds for."""
     orphans: set[str] = field(default_factory=set)
     """Folders that rows named before. They go in the end, since somebody may be reading one."""
 
@@ -119,7 +122,7 @@ class _Crawl:
             looks = (
                 Look(one, place, self.source.stamp(one, digest)) for place, one in enumerate(found)
             )
-            asked = (look.recorded_in(catalog, self.request.base_model) for look in looks)
+            asked = (self._recorded(look, catalog) for look in looks)
             looked_at = as_finished(
                 lambda look: look.vet(self.source, self._rules_for(look, rules)),
                 asked,
@@ -161,6 +164,19 @@ class _Crawl:
 
         return replace(rules, holder_of=holder_of)
 
+    def _recorded(self, look: Look, catalog: Catalog) -> Look:
+        """The look, with what is recorded where that holds; asked in the order of the crawl."""
+        look.recorded_in(catalog, self.request.base_model, self._stands)
+        if look.recorded is not None:
+            self.unchanged.add(look.place)
+        return look
+
+    def _stands(self, holder: AdapterDocument) -> bool:
+        """Whether an adapter that was accepted before is sure to be so still. One that this crawl
+        looks at anew, or has not come to, is not: who was refused for its sake is looked at too."""
+        place = self.outcomes.place_of(holder)
+        return place is None or place in self.unchanged
+
     def _finish(self, look: Look, catalog: Catalog) -> AdapterDocument:
         """The document of an adapter that was looked at, kept and recorded."""
         if look.recorded is not None:
@@ -172,7 +188,9 @@ class _Crawl:
             document = self._unless_held(document, look.place, holders)
             if document.status == "accepted":
                 document = self._keep(document, evidence)
-            if not self.request.dry_run and not _tells_nothing(document, catalog):
+            else:
+                document = with_what_is_kept(document, catalog)
+            if not self.request.dry_run and not tells_nothing(document, catalog):
                 again = document.status == "failed" or document.reason in MAY_CHANGE
                 details = details_of(evidence) if document.status == "accepted" else None
                 later = self._later(holders, look)
@@ -279,15 +297,6 @@ class _Crawl:
                 "rate_limited_s": max(_limited_s(hub, *one) for one in asked.items()),
             }
         return document.model_copy(update=update)
-
-
-def _tells_nothing(document: AdapterDocument, catalog: Catalog) -> bool:
-    """True of a repository that could not even be asked for, where an adapter of it is held: that
-    one is as good as before."""
-    if document.source != HUB or document.revision is not None:
-        return False
-    held = catalog.at(document.source, document.origin, document.pool)
-    return held is not None and held.status == "accepted"
 
 
 def _limited_s(hub: "Hub", bucket: str, requests: int) -> int:

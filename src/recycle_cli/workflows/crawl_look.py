@@ -1,5 +1,6 @@
 """A look at one adapter of a crawl: what is recorded of it, or what vetting finds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,26 +36,33 @@ class Look:
     document: AdapterDocument | None = None
     evidence: "Evidence | None" = None
 
-    def recorded_in(self, catalog: Catalog, pool: str) -> "Look":
+    def recorded_in(
+        self, catalog: Catalog, pool: str, stands: Callable[[AdapterDocument], bool]
+    ) -> None:
         """Looks into the index: what is recorded of an unchanged adapter, and does not hang on
-        what has gone, holds."""
+        what has gone, holds.
+
+        Args:
+            catalog: the index.
+            pool: the base model.
+            stands: whether an accepted adapter that holds the weights of this one will stay so.
+        """
         from recycle_cli.store.cache import is_whole
 
         if self.stamp is None:
-            return self
+            return
         found = self.found
         row = catalog.unchanged(found.source, found.origin, self.stamp, found.revision, pool)
         if row is None or row.id != found.id:
-            return self
+            return
         if row.reason == DUPLICATE:
-            holds = catalog.holder_of(row.sha256 or "", row.id, pool=pool) is not None
+            holds = any(map(stands, catalog.holders_of(row.sha256 or "", row.id, pool=pool)))
         elif row.status == "accepted":
             path, size = row.path, row.size_bytes
             holds = path is not None and size is not None and is_whole(Path(path), size)
         else:
             holds = row.reason != "superseded" or found.newer is not None
         self.recorded = row if holds else None
-        return self
 
     def vet(self, source: CrawlSource, rules: "VettingRules") -> "Look":
         """Vets it, unless what is recorded holds. May run in any thread; asks no index."""

@@ -45,12 +45,17 @@ class Outcomes:
     def holds_against(self, recorded: AdapterDocument, place: int) -> bool:
         """Whether an adapter that the index has as accepted keeps its weights from the one at a
         place of this crawl. One that was not looked at yet may not be accepted any more."""
-        other = self._places.get((recorded.source, recorded.origin))
+        other = self.place_of(recorded)
         return other is None or (other < place and self._is_there(other))
 
     def comes_after(self, recorded: AdapterDocument, place: int) -> bool:
         """Whether an adapter in the index is looked at by this crawl, and later than a place."""
-        return self._places.get((recorded.source, recorded.origin), -1) > place
+        other = self.place_of(recorded)
+        return other is not None and other > place
+
+    def place_of(self, recorded: AdapterDocument) -> int | None:
+        """The place of an adapter in the index in this crawl; None where it is not looked at."""
+        return self._places.get((recorded.source, recorded.origin))
 
     def add(self, place: int, document: AdapterDocument) -> None:
         """One more is there. Later ones with its weights become its duplicates."""

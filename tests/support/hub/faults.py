@@ -1,6 +1,7 @@
 """What goes wrong on the way, as data: which requests, what happens to them, how often."""
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,11 @@ def slow(delay_s: float) -> Action:
 def dripping(piece: int, pause_s: float) -> Action:
     """The body comes so many bytes at a time, with a pause behind each."""
     return lambda answer: replace(answer, piece=piece, pause_s=pause_s)
+
+
+def held(until: threading.Event) -> Action:
+    """Nothing is answered until this happens."""
+    return lambda answer: replace(answer, until=until)
 
 
 def hanging() -> Action:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -100,6 +101,7 @@ class Answer:
         piece, pause_s: how many bytes of the body go out at once, and the seconds between; None
             for all of them.
         never: nothing is answered until the server ends.
+        until: nothing is answered until this happens.
     """
 
     status: int = 200
@@ -111,6 +113,7 @@ class Answer:
     piece: int | None = None
     pause_s: float = 0.0
     never: bool = False
+    until: threading.Event | None = None
 
     def with_headers(self, **headers: str) -> "Answer":
         """The same with more headers; underscores stand for hyphens."""

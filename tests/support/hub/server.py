@@ -21,6 +21,8 @@ from support.hub.routes import answer_hub, answer_storage
 from support.hub.shelves import Shelves
 
 HOST = "127.0.0.1"
+LONGEST_S = 25.0
+"""How long an answer waits for its event: less than the client does for an answer."""
 
 
 class Hub:
@@ -215,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._hub.ending.wait()
             self.close_connection = True
             return
+        if answer.until is not None:
+            answer.until.wait(LONGEST_S)
         self._hub.ending.wait(answer.delay_s)
         self._write(answer)
 
