@@ -1,12 +1,15 @@
 """A data set of the Hub, or a folder in the same form, opened with the `datasets` library."""
 
 import contextlib
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from recycle_cli.errors import InputError
 
@@ -63,6 +66,11 @@ class Table:
             for index, place in enumerate(places):
                 yield place, {column: values[index] for column, values in batch.items()}
 
+    def shuffled(self, seed: int) -> list[int]:
+        """The places of the rows, shuffled as `datasets` does it."""
+        order: list[int] = np.random.default_rng(seed).permutation(len(self)).tolist()
+        return order
+
     def parted(self, share: float, seed: int) -> tuple["Table", "Table"]:
         """All but a share of the rows, and these, drawn as `datasets` draws them.
 
@@ -74,9 +82,13 @@ class Table:
                 f"{self.name} has {len(self)} rows, too few to set some aside for a test part",
                 "name a test part in splits",
             )
-        # Else a file of the places that were drawn would stay in the cache.
-        drawn = self.rows.train_test_split(test_size=share, seed=seed, keep_in_memory=True)
-        return replace(self, rows=drawn["train"]), Table(f"{self.name}, test rows", drawn["test"])
+        # With `train_test_split` itself a file of the places that were drawn stays in the cache.
+        order, count = self.shuffled(seed), math.ceil(share * len(self))
+        test, train = (
+            self.rows.select(places, keep_in_memory=True)
+            for places in (order[:count], order[count:])
+        )
+        return replace(self, rows=train), Table(f"{self.name}, test rows", test)
 
 
 @dataclass(frozen=True)

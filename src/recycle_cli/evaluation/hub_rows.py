@@ -42,7 +42,7 @@ class RowMaker:
         self.labels = labels
         self.class_names = tables[0].class_names(columns.output)
         self.choices = self._all_answers(tables) if columns.choices == LABELS else None
-        self.instruction = instruction.replace("{labels}", ", ".join(self.choices or ()))
+        self.instruction = instruction.replace("{labels}", "; ".join(self.choices or ()))
 
     def _all_answers(self, tables: "Sequence[Table]") -> list[str]:
         if self.labels:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -274,7 +274,8 @@ def _picked(
     longest = task.max_characters or sys.maxsize
     found: list[Row] = []
     unusable: list[InputError] = []
-    for number, fields in table.fields(_order(len(table), limit)):
+    all_used = limit is None or limit >= len(table)
+    for number, fields in table.fields(range(len(table)) if all_used else table.shuffled(SEED)):
         if len(found) == limit:
             break
         try:
@@ -298,13 +299,3 @@ def _picked(
             "look at splits, max_characters and leave_out",
         )
     return tuple(found)
-
-
-def _order(count: int, limit: int | None) -> Sequence[int]:
-    """The places of the rows to look at; where not all are used, as `datasets` shuffles them."""
-    if limit is None or limit >= count:
-        return range(count)
-    import numpy as np
-
-    order: list[int] = np.random.default_rng(SEED).permutation(count).tolist()
-    return order
