@@ -59,6 +59,18 @@ AXES: Mapping[str, str] = {
 }
 """The axes and what is usual on them, in the order in which options are laid around each other."""
 
+
+def _no_plain_pairs(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "what it trains is more than pairs of factors B A")
+
+
+_OURS = ("dual", "res-bs", "res-is", "res-ms", "rac", "cola")
+_NOT_PEFTS = dict.fromkeys(_OURS, "PEFT's optimizer knows PEFT's LoRAs alone")
+_ONLY_PLAIN = {
+    **dict.fromkeys(_OURS, "it reads what enters and leaves PEFT's LoRA layers"),
+    **_no_plain_pairs("dora", "adalora"),
+}
+_PROJECTED: Mapping[str, Value] = {"inner_steps": 1, "proximal": 1e-2, "momentum": 0.9}
 _ROWS = (
     LoraOption(
         "architecture", "lora", "one product of two factors in each module", "arXiv 2106.09685"
@@ -66,6 +78,86 @@ _ROWS = (
     LoraOption("allocation", "uniform", "the same rank in every module", "arXiv 2106.09685"),
     LoraOption("schedule", "plain", "everything is trained from the first step", ""),
     LoraOption("optimizer", "adamw", "Adam with decoupled weight decay", "arXiv 1711.05101"),
+    LoraOption(
+        "optimizer",
+        "rite",
+        "LoRA-RITE, Adam in coordinates of the product of the factors",
+        "arXiv 2410.20625",
+        target="lora_optimizers.rite:rite",
+        defaults={"update_skipping": 1.0},
+        refuses={
+            **_no_plain_pairs("dual", "adalora", "dora"),
+            "res-ms": "its factors act across modules, not as pairs",
+            "rac": "it moves both factors of a pair or neither, and a block trains one alone",
+        },
+    ),
+    LoraOption(
+        "optimizer",
+        "oplora",
+        "gradient descent of the weights themselves, projected on the rank of the LoRA",
+        "arXiv 2509.19977",
+        target="lora_optimizers.projected:oplora",
+        defaults=_PROJECTED,
+        pace={"lr": 0.02},
+        refuses=_ONLY_PLAIN,
+    ),
+    LoraOption(
+        "optimizer",
+        "lorsum",
+        "the same with a running mean of gradients",
+        "arXiv 2602.16456",
+        target="lora_optimizers.projected:lorsum",
+        defaults=_PROJECTED,
+        pace={"lr": 0.2},
+        refuses=_ONLY_PLAIN,
+    ),
+    LoraOption(
+        "optimizer",
+        "psi-lora",
+        "lorsum in a diagonal K-FAC metric",
+        "arXiv 2602.16456",
+        target="lora_optimizers.projected:psi_lora",
+        defaults={
+            **_PROJECTED,
+            "metric_decay": 0.99,
+            "metric_power": 0.5,
+            "metric_damping": 1e-5,
+        },
+        pace={"lr": 0.2},
+        refuses=_ONLY_PLAIN,
+    ),
+    LoraOption(
+        "optimizer",
+        "riemannian",
+        "AdamW on gradients that the Gram matrix of the other factor preconditions",
+        "arXiv 2402.02347",
+        target="lora_optimizers.riemannian:riemannian",
+        defaults={"damping": 1e-2},
+        refuses={**_NOT_PEFTS, **_no_plain_pairs("adalora")},
+    ),
+    LoraOption(
+        "optimizer",
+        "lora-fa",
+        "A stays as drawn, B follows the nearest to the full gradient through AdamW",
+        "arXiv 2308.03303",
+        target="lora_optimizers.lora_fa:lora_fa",
+        refuses={
+            **_NOT_PEFTS,
+            **_no_plain_pairs("adalora", "dora"),
+            **dict.fromkeys(
+                ("copra", "hetero"), "PEFT's optimizer needs a gradient in every module"
+            ),
+        },
+    ),
+    LoraOption(
+        "optimizer",
+        "loraplus",
+        "LoRA+, AdamW with a higher rate for B than for A",
+        "arXiv 2402.12354",
+        target="lora_optimizers.loraplus:loraplus",
+        defaults={"lr_ratio": 16.0},
+        refuses=_NOT_PEFTS,
+    ),
 )
 OPTIONS: Mapping[str, LoraOption] = {option.name: option for option in _ROWS}
 

@@ -68,6 +68,36 @@ PARAMETERS: Mapping[str, Parameter] = {
         _axis("schedule", "what of it is trained when"),
         _axis("allocation", "which modules get which rank"),
         Parameter(
+            "update_skipping",
+            float,
+            "A factor stays as it is in a step where the root mean square of its gradient, in "
+            "coordinates of the product, is above this; 0 never skips.",
+        ),
+        Parameter(
+            "inner_steps",
+            int,
+            "How often the two factors are solved for in turn in a step; 0 is a preconditioned "
+            "gradient step.",
+        ),
+        Parameter(
+            "proximal",
+            float,
+            "How strongly factors are held where they are in a step, times the rate.",
+        ),
+        Parameter("momentum", float, "Of the gradient, kept as a LoRA of its own.", high=0.999),
+        Parameter(
+            "metric_decay", float, "Of the running means of K-FAC's diagonals.", high=0.99999
+        ),
+        Parameter(
+            "metric_power",
+            float,
+            "Of K-FAC's diagonals: 1 is plain diagonal K-FAC, 0 none.",
+            high=1.0,
+        ),
+        Parameter("metric_damping", float, "Added to K-FAC's diagonals.", low_is_out=True),
+        Parameter("damping", float, "Added to the diagonal of the Gram matrices.", low_is_out=True),
+        Parameter("lr_ratio", float, "The rate of B in that of A.", low=1.0),
+        Parameter(
             "bound",
             float,
             "ngopt looks for coefficients in [-bound, bound]; the start is clipped to that.",
