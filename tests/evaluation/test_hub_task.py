@@ -10,50 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from support.data_sets import COMMIT, Part, pairs, put_in_cache, use_cache, write_data
 from support.tasks import write_rows
 
 from recycle_cli.errors import ExitCode, InputError
 from recycle_cli.evaluation.tasks import Row, Task, load_task, load_task_fields, training_split
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAMES = ["no", "maybe", "yes"]
-Part = dict[str, list[Any]]
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` keeps what it fetched."""
-    import datasets  # type: ignore[import-untyped]
-
-    place = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(place))
-    return place
-
-
-def pairs(count: int, start: int = 0) -> Part:
-    """Rows of two texts and a label."""
-    numbers = range(start, start + count)
-    return {
-        "premise": [f"There are {number} cats." for number in numbers],
-        "hypothesis": [f"There are {number + number % 3} cats." for number in numbers],
-        "label": [number % 3 for number in numbers],
-    }
-
-
-def write_data(folder: Path, names: list[str] | None = NAMES, **parts: Part) -> Path:
-    """A folder of Parquet files, a part each, with names for the column `label` or without."""
-    from datasets import ClassLabel, Dataset
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, columns in parts.items():
-        rows = Dataset.from_dict(columns)
-        if names and "label" in columns:
-            rows = rows.cast_column("label", ClassLabel(names=names))
-        rows.to_parquet(str(folder / f"{part}.parquet"))
-    files = [{"split": part, "path": f"{part}.parquet"} for part in parts]
-    card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]})
-    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
-    return folder
+    return use_cache(monkeypatch, tmp_path / "cache")
 
 
 def write_task(folder: Path, **fields: Any) -> Path:
@@ -440,24 +406,6 @@ def test_an_answer_of_several_parts(tmp_path: Path) -> None:
 # --- the Hub's, from the cache --------------------------------------------------------------------
 
 
-def put_in_cache(cache: Path, folder: Path, name: str, commit: str = COMMIT) -> None:
-    """A data set as `datasets` keeps it once it has come from the Hub."""
-    from datasets.packaged_modules.parquet.parquet import Parquet
-
-    owner, _, short = name.partition("/")
-    files = {file.stem: [str(file)] for file in folder.glob("*.parquet")}
-    builder = Parquet(
-        cache_dir=str(cache),
-        dataset_name=short,
-        config_name="default",
-        config_id="default",
-        hash=commit,
-        data_files=files,
-    )
-    builder.download_and_prepare()
-    (cache / short).rename(cache / f"{owner}___{short}")
-
-
 HUB = {"dataset": "lab/cats", "columns": PAIR}
 
 
@@ -465,7 +413,7 @@ def test_a_data_set_of_the_hub_comes_from_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_data(tmp_path / "data", train=pairs(12), test=pairs(3, start=100))
-    put_in_cache(cache, data, "lab/cats")
+    put_in_cache(cache, "lab/cats", data)
     # A folder that is called the same does not stand in its way.
     write_data(tmp_path / "lab" / "cats", train=pairs(4), test=pairs(4))
     monkeypatch.chdir(tmp_path)
@@ -480,7 +428,7 @@ def test_a_data_set_of_the_hub_comes_from_the_cache(
 def test_another_revision_is_not_taken_for_the_one_that_is_asked_for(
     tmp_path: Path, cache: Path
 ) -> None:
-    put_in_cache(cache, write_data(tmp_path / "data", train=pairs(12)), "lab/cats")
+    put_in_cache(cache, "lab/cats", write_data(tmp_path / "data", train=pairs(12)))
     other = COMMIT[::-1]
     error = refused({**HUB, "revision": other})
     assert error.message == f"the cache holds lab/cats at {COMMIT}, not at {other}"
@@ -507,6 +455,6 @@ def test_nothing_is_fetched_where_the_cache_has_to_do(
     monkeypatch.setattr(HfApi, "dataset_info", never)
     with pytest.raises(InputError, match="is not in this machine's cache"):
         load_task_fields(HUB, cached_only=True)
-    put_in_cache(cache, write_data(tmp_path / "data", train=pairs(12)), "lab/cats")
+    put_in_cache(cache, "lab/cats", write_data(tmp_path / "data", train=pairs(12)))
     assert len(load_task_fields(HUB, cached_only=True).train) == 10
     assert datasets.config.HF_HUB_OFFLINE is False

@@ -140,8 +140,9 @@ def task_name(source: str | Mapping[str, Any]) -> str:
         path = Path(source)
         named = path.parent if path.name == TASK_FILE else path
         return named.stem if named.suffix == ".jsonl" else named.name
-    file = source.get("train", source.get("test", "task"))
-    return str(source.get("name") or Path(str(source.get("dataset") or file)).stem)
+    if "name" in source or "dataset" in source:
+        return str(source.get("name") or Path(str(source["dataset"])).name)
+    return Path(str(source.get("train", source.get("test", "task")))).stem
 
 
 def _load(recipe: _Recipe, path: Path, source: str, cached_only: bool) -> Task:
