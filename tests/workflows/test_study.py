@@ -1,6 +1,7 @@
 """A study: its runs are done once, in any order, by anybody, and come out the same."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -278,13 +279,18 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     assert {row.method for row in found.table} == {"base", "target", "average"}
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, method: str, *tasks: str) -> None:
-    """Lets the runs of an arm fail on some tasks, as they may for want of memory."""
+def failing(
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    *tasks: str,
+    error: Exception = RuntimeError("out of memory"),  # noqa: B008  # raised, never changed
+) -> None:
+    """Lets the runs of an arm fail on some tasks."""
     perform = Cell.perform
 
     def perform_or_fail(run: Cell, *given: Any) -> Any:
         if run.arm.name == method and run.task.name in tasks:
-            raise RuntimeError("out of memory")
+            raise error
         return perform(run, *given)
 
     monkeypatch.setattr(Cell, "perform", perform_or_fail)
@@ -351,6 +357,59 @@ def test_what_is_kept(
     targets = 2
     made = sum(arm.role not in ("base", "target", "single") for arm in found.arms) * 2
     assert len(kept) == {"all": targets + made, "target": targets, "none": 0}[keep]
+
+
+ONE_TASK: Fields = {"seeds": [0], "grid": [{"methods": ["recycle"], "k": [2]}]}
+
+
+def test_a_target_that_was_not_kept_is_trained_again_where_it_is_needed(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    bare = {**ONE_TASK, "tasks": fields["tasks"][:1], "keep": "none"}
+    first = run(fields, settings, out, bare)
+    before = runs_of(out)
+    again = run(fields, settings, out, bare)
+    assert runs_of(out) == before  # nothing needs it
+    assert again.study.adapter is first.study.adapter is None
+    more = {**bare, "grid": [*bare["grid"], {"methods": ["average"], "k": [2], "controls": []}]}
+    found = run(fields, settings, out, more).study
+    assert (found.cells.failed, found.cells.done) == (0, 2)
+    elsewhere = run(fields, settings, tmp_path / "other", {**more, "keep": "best"}, reuse=(out,))
+    assert (elsewhere.study.cells.failed, elsewhere.study.cells.done) == (0, 0)
+    assert len(adapters_in(tmp_path / "other")) == 1
+
+
+def test_adapters_that_are_to_be_kept_are_made_again(
+    fields: Fields, settings: Settings, tmp_path: Path
+) -> None:
+    out, small = tmp_path / "study", {**ONE_TASK, "tasks": fields["tasks"][:1]}
+    first = results_of_cells(run(fields, settings, out, {**small, "keep": "none"}))
+    found = run(fields, settings, out, {**small, "keep": "all"})
+    assert results_of_cells(found) == first
+    made = {row.method for row in found.study.table if row.path}
+    assert made == {arm.name for arm in found.study.arms} - {"base", "single"}
+    for row in found.study.table:
+        assert row.path is None or any(Path(row.path).glob("*.safetensors"))
+
+
+def results_of_cells(found: StudyResults) -> Any:
+    return [(row.method, row.metrics, row.valid_loss) for row in found.study.table]
+
+
+def test_a_defect_fails_its_run_alone(
+    fields: Fields, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in one of hundreds of runs; a full disk ends the study."""
+    out, small = tmp_path / "study", {**ONE_TASK, "tasks": fields["tasks"][:1]}
+    failing(monkeypatch, "recycle", "first", error=KeyError("defect"))
+    found = run(fields, settings, out, small).study
+    assert [(f.method, f.error) for f in found.failures] == [("recycle", "KeyError('defect')")]
+    (noted,) = out.glob("runs/*/failed.json")
+    assert "Traceback" in json.loads(noted.read_text())["traceback"]
+    failing(monkeypatch, "recycle", "first", error=OSError(errno.ENOSPC, "no space"))
+    with pytest.raises(OSError, match="no space"):
+        run(fields, settings, out, small)
 
 
 def test_the_best_of_each_task_is_kept(done: Path) -> None:

@@ -20,6 +20,7 @@ from recycle_cli.workflows.study_config import StudyConfig
 from recycle_cli.workflows.study_graph import Node, Schedule
 from recycle_cli.workflows.study_plan import (
     Plan,
+    ask_for_targets,
     check_counts,
     find_pool,
     load_tasks,
@@ -132,6 +133,7 @@ def study(
         progress.stage("loading the base model")
         with _hands(request, settings) as hands:
             plan = plan_study(request.config, _common(request, hands), *_parts(material))
+            ask_for_targets(plan)
             tidy = _Tidy(plan)
             Schedule(plan.nodes, store, hands, progress, tidy.up).go()
         _check_something_done(plan)

@@ -23,6 +23,7 @@ class Node:
         outcome: what came of it.
         error: why nothing did.
         reused: whether it was done before this study ran.
+        keeps: whether it is done only as long as the adapter that it made is there.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Node:
     outcome: dict[str, Any] | None = None
     error: str | None = None
     reused: bool = False
+    keeps: bool = False
 
     @property
     def settled(self) -> bool:
@@ -99,14 +101,20 @@ class Schedule:
             self._under_way[run.key].append(node)
             return True
         outcome = self.store.read(run.key)
-        if outcome is not None:
+        if outcome is not None and not self._lost(node, run, outcome):
             self._settle(node, outcome, reused=True)
             return True
         if self.hands is None:
             return False
+        if outcome is not None:
+            self.store.drop_adapter(run.key)  # what is left of it
         self.hands.begin(run)
         self._under_way[run.key] = [node]
         return True
+
+    def _lost(self, node: Node, run: Run, outcome: dict[str, Any]) -> bool:
+        """Whether a run was done, and its adapter, which is needed, is no longer there."""
+        return node.keeps and bool(outcome.get("made")) and not self.store.has_adapter(run.key)
 
     def _finish_one(self) -> None:
         assert self.hands is not None

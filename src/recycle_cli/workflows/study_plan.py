@@ -13,6 +13,7 @@ from recycle_cli.evaluation.tasks import (
     overlap,
     training_split,
 )
+from recycle_cli.progress import Silent
 from recycle_cli.records import AdapterRef
 from recycle_cli.selection.catalog import find_selection_method
 from recycle_cli.settings import Settings
@@ -20,7 +21,7 @@ from recycle_cli.workflows.adapters import Source, counted
 from recycle_cli.workflows.crawl_request import read_ids
 from recycle_cli.workflows.study_arms import TARGET, Arm, arms_of, pace_of
 from recycle_cli.workflows.study_config import PoolChoice, StudyConfig
-from recycle_cli.workflows.study_graph import Node
+from recycle_cli.workflows.study_graph import Node, Schedule
 from recycle_cli.workflows.study_runs import Cell, Common, Ranking, TargetTraining, sources_of
 
 Where = tuple[str, int]
@@ -203,6 +204,22 @@ def plan_study(
     return plan
 
 
+def ask_for_targets(plan: Plan) -> None:
+    """Has those target LoRAs trained again whose adapters are gone and that some run takes which is
+    still to be done. Unless adapters are not kept, all are asked for anyway."""
+    config, tasks = plan.config, list(plan.tasks.values())
+    ahead = plan_study(config, plan.common, tasks, plan.pool)
+    Schedule(ahead.nodes, plan.common.store, None, Silent()).go()
+    for where, target in ahead.targets.items():
+        if any(not node.settled and _takes(node, target) for node in ahead.nodes):
+            plan.targets[where].keeps = True
+
+
+def _takes(node: Node, other: Node) -> bool:
+    """Whether a run needs another one, or something that does."""
+    return any(need is other or _takes(need, other) for need in node.needs)
+
+
 def _plan_shared(plan: Plan, task: Task, seed: int) -> None:
     """The target LoRA of a task and seed, and its rankings."""
     config, common = plan.config, plan.common
@@ -210,6 +227,7 @@ def _plan_shared(plan: Plan, task: Task, seed: int) -> None:
     target = Node(
         f"target LoRA of {_told(where)}",
         lambda: TargetTraining(common, task, seed, config.target),
+        keeps=config.keep != "none",
     )
     plan.targets[where] = target
     for name in dict.fromkeys(arm.selection for arm in plan.arms if arm.selection):
@@ -258,7 +276,8 @@ def _cell(plan: Plan, arm: Arm, task: Task, seed: int) -> Node:
         )
 
     needs = tuple(node for node in (target, ranking) if node is not None)
-    return Node(f"{arm.name} on {_told((task.name, seed))}", build, needs)
+    title = f"{arm.name} on {_told((task.name, seed))}"
+    return Node(title, build, needs, keeps=plan.config.keep == "all")
 
 
 def _target_source(node: Node) -> Source:

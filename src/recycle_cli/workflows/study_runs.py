@@ -3,7 +3,9 @@
 A run knows all that it needs, so that any process that holds the base model can do it.
 """
 
+import errno
 import json
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
 
 Made = MergeDocument | TuneDocument
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -349,9 +352,12 @@ class StudyWorker:
             if isinstance(run, Cell) and not run.keep:
                 store.drop_adapter(run.key)
             store.finish(run.key, {"kind": run.kind, "inputs": run.inputs(), **outcome})
-        except (RecycleError, ArithmeticError, RuntimeError) as error:
+        except Exception as error:
+            # No room for a run is no room for the next one, nor for a note that it failed.
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
             message = error.message if isinstance(error, RecycleError) else repr(error)
-            store.fail(run.key, message)
+            store.fail(run.key, message, traceback.format_exc())
             return Failure(message)
         return None
 

@@ -84,6 +84,10 @@ class RunStore:
         """Where a run has its adapter, if it was kept."""
         return self.place(key) / ADAPTER
 
+    def has_adapter(self, key: str) -> bool:
+        """Whether a run has its adapter still."""
+        return any(self.adapter(key).glob("*.safetensors"))
+
     def read(self, key: str) -> dict[str, Any] | None:
         """What came of a run; None where it is not finished.
 
@@ -112,9 +116,9 @@ class RunStore:
         """Writes what came of a run, of JSON's types: from now on it is finished."""
         _write(self.folder / key / RUN_FILE, outcome)
 
-    def fail(self, key: str, error: str) -> None:
+    def fail(self, key: str, error: str, traceback: str = "") -> None:
         """Notes why a run failed, for those who look; it is tried again the next time."""
-        _write(self.begin(key) / FAILED_FILE, {"error": error})
+        _write(self.begin(key) / FAILED_FILE, {"error": error, "traceback": traceback})
 
     def drop_adapter(self, key: str) -> None:
         """Frees what the adapter of a run takes, unless it is another study's."""
