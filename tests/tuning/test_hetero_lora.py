@@ -36,6 +36,7 @@ from recycle_cli.tuning.lora_allocations.proxies import (
     synflow,
 )
 from recycle_cli.tuning.lora_architectures.fresh import Target, lora_targets
+from recycle_cli.tuning.lora_form import Setup
 from recycle_cli.tuning.peft_layers import factor_pair, peft_layers
 from recycle_cli.tuning.target_lora import LoraRecipe, target_lora
 
@@ -286,7 +287,8 @@ def run(
     """Dynamic allocation every four steps; `watch` gets what was on and the factors, each step."""
     targets = lora_targets(base, RECIPE)
     with target_lora(base, enlarged(RECIPE, targets, 0.25), 0) as peft_model:
-        made = Reallocation(base, targets, examples, plan, proxy="grad-norm", share=0.25, every=4)
+        setup = Setup(base, RECIPE, plan, examples)
+        made = Reallocation(setup, targets, proxy="grad-norm", share=0.25, every=4)
         parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
         own = made.hooks()
 

@@ -40,9 +40,14 @@ def examples(pico_base: BaseModel) -> list[Example]:
     return encode_examples(pico_base, CLOSED_ROWS[:3])
 
 
+def fresh(kind: type[ResLora], base: BaseModel, recipe: LoraRecipe = RECIPE) -> ResLora:
+    reach = {} if kind is InputShortcuts else {"reach": 4}
+    return kind(base, recipe, seed=3, **reach)  # type: ignore[call-arg]
+
+
 def make(kind: type[ResLora], base: BaseModel, recipe: LoraRecipe = RECIPE) -> ResLora:
     """With B drawn too, so that every term counts."""
-    made: ResLora = kind(base, recipe, seed=3)  # type: ignore[call-arg]
+    made = fresh(kind, base, recipe)
     generator = torch.Generator().manual_seed(0)
     for factor in made.lora_B.values():
         factor.data.copy_(0.2 * torch.randn(factor.shape, generator=generator))
@@ -78,11 +83,11 @@ def test_modules_of_a_kind_are_chained_in_the_order_of_layers() -> None:
     assert links["layers.0.q"] == []
     assert links["layers.1.q"] == ["layers.0.q"]
     assert links["layers.4.mlp.up"] == ["layers.2.mlp.up", "layers.3.mlp.up"]
-    assert len(linked(targets, -1)["layers.4.q"]) == 4
+    assert len(linked(targets, 99)["layers.4.q"]) == 4
     assert not any(linked(targets, 0).values())
     # Where a shape or a rank differs, the chain begins anew.
     for broken in (other, Target((8, 8), 3, 1, 1)):
-        links = linked({**targets, "layers.2.q": broken}, -1)
+        links = linked({**targets, "layers.2.q": broken}, 99)
         assert links["layers.2.q"] == links["layers.3.q"] == []
         assert links["layers.4.q"] == ["layers.3.q"]
         assert len(links["layers.4.mlp.up"]) == 4
@@ -128,7 +133,7 @@ def test_without_shortcuts_it_is_a_plain_lora(pico_base: BaseModel, kind: type[R
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_starts_as_the_base(pico_base: BaseModel, kind: type[ResLora]) -> None:
-    made = kind(pico_base, RECIPE, seed=3)  # type: ignore[call-arg]
+    made = fresh(kind, pico_base)
     with torch.no_grad():
         before = logits(pico_base.model, TOKENS)
         with made.attached(pico_base):
@@ -155,7 +160,7 @@ def test_each_form_adds_what_its_equation_says(pico_base: BaseModel) -> None:
 def test_block_shortcuts_export_exactly(
     pico_base: BaseModel, examples: list[Example], tmp_path: Path
 ) -> None:
-    made = BlockShortcuts(pico_base, RECIPE, seed=3)
+    made = fresh(BlockShortcuts, pico_base)
     trained, _ = fit(pico_base, made, examples, examples, PLAN, Silent())
     assert trained.best_loss < trained.history[0][1] - 0.05
     with torch.no_grad(), made.attached(pico_base):
@@ -203,7 +208,7 @@ def test_ratios_go_by_the_last_hundred_passes() -> None:
 def test_sizes_are_those_of_training_passes_alone(
     pico_base: BaseModel, examples: list[Example]
 ) -> None:
-    made = MiddleShortcuts(pico_base, RECIPE, seed=3)
+    made = MiddleShortcuts(pico_base, RECIPE, seed=3, reach=4)
     with torch.no_grad(), made.attached(pico_base):
         logits(pico_base.model, TOKENS)
     assert not made.sizes.passes.any()
@@ -238,7 +243,7 @@ def test_training_and_merging_leave_the_base_as_it_is(
     pico_base: BaseModel, examples: list[Example], kind: type[ResLora]
 ) -> None:
     before = copy.deepcopy(pico_base.model.state_dict())
-    made = kind(pico_base, RECIPE, seed=3)  # type: ignore[call-arg]
+    made = fresh(kind, pico_base)
     trained, figures = fit(pico_base, made, examples, examples, PLAN, Silent())
     assert trained.best_loss < trained.history[0][1] - 0.05
     made.result()

@@ -10,7 +10,10 @@ The best validation loss may come before the ranks are down to the ones asked fo
 has more.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,13 +24,29 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.training import Hooks
 from recycle_cli.errors import InputError
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup, of_peft
 from recycle_cli.tuning.peft_layers import ADAPTER, peft_layers
-from recycle_cli.tuning.target_lora import LoraRecipe, config_fields
+from recycle_cli.tuning.target_lora import LoraRecipe, check_target_modules, config_fields, wrapped
 
 STARTING = 1.5
 WARMUP, FINAL = 0.1, 0.3
 EVERY = 10
 """Steps between two cuts; a hundredth of the steps where that is less."""
+
+
+@contextlib.contextmanager
+def adalora(setup: Setup, within: Former) -> Iterator[LoraForm]:
+    """AdaLoRA in the place of a LoRA of fixed ranks: see `lora_form`.
+
+    Raises:
+        InputError: as `adalora_config`.
+    """
+    check_target_modules(setup.base, setup.recipe)
+    config = adalora_config(setup.recipe, setup.plan.steps)
+    with wrapped(setup.base, config, setup.plan.seed) as peft_model:
+        ranks = RankAllocation(setup.base, peft_model)
+        form = replace(of_peft(setup.base, peft_model), update=ranks.update)
+        yield form.then(ranks.hooks(), ranks.figures)
 
 
 def adalora_config(recipe: LoraRecipe, steps: int) -> AdaLoraConfig:

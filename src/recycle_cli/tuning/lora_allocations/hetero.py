@@ -11,8 +11,9 @@ broken by chance. The scale is alpha over the large rank.
   trained.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,12 +23,65 @@ from recycle_cli.engine.encoding import Example
 from recycle_cli.engine.training import Hooks, TrainingPlan
 from recycle_cli.errors import InputError
 from recycle_cli.lora.draws import generator_for
+from recycle_cli.progress import Silent
 from recycle_cli.tuning.lora_allocations.proxies import BATCHES, PROXIES
-from recycle_cli.tuning.lora_architectures.fresh import Target
-from recycle_cli.tuning.peft_layers import factor_pair, peft_layers, switch
-from recycle_cli.tuning.target_lora import LoraRecipe
+from recycle_cli.tuning.lora_architectures.fresh import Target, lora_targets
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
+from recycle_cli.tuning.peft_layers import factor_pair, lora_update, peft_layers, switch
+from recycle_cli.tuning.target_lora import LoraRecipe, target_lora, train_target_lora
 
 Targets = Mapping[str, Target]
+
+
+@contextlib.contextmanager
+def hetero(
+    setup: Setup,
+    within: Former,
+    *,
+    proxy: str,
+    share: float,
+    proxy_steps: int,
+    reallocate_every: int,
+) -> Iterator[LoraForm]:
+    """HeteroLoRA around another form: see `lora_form`.
+
+    Raises:
+        InputError: the proxy needs factors that have been trained a little, or no module scores.
+    """
+    targets = lora_targets(setup.base, setup.recipe)
+    large = replace(setup, recipe=enlarged(setup.recipe, targets, share))
+    if not reallocate_every:
+        ranks = allotted(targets, _first_scores(large, proxy, proxy_steps), share, setup.plan.seed)
+        allocated = replace(setup, recipe=with_ranks(setup.recipe, targets, ranks, share))
+        with within(allocated) as form:
+            yield form.then(Hooks(), lambda: _told(targets, ranks))
+        return
+    with within(large) as form:
+        if form.save is None:
+            raise InputError(
+                "--reallocate-every switches ordinary LoRAs on and off, and no other architecture",
+                "leave out one of them",
+            )
+        made = Reallocation(large, targets, proxy=proxy, share=share, every=reallocate_every)
+        form = replace(form, update=lambda: lora_update(setup.base, made.enabled()), save=None)
+        yield form.then(made.hooks(), made.settle)
+
+
+def _first_scores(setup: Setup, proxy: str, steps: int) -> dict[str, float]:
+    """The scores of modules with large ranks, before training or after a little of it, of which
+    nothing else is kept."""
+    plan, rows = setup.plan, setup.examples
+    with target_lora(setup.base, setup.recipe, plan.seed) as peft_model:
+        if steps:
+            short = replace(plan, steps=steps, eval_every=steps)
+            train_target_lora(setup.base, peft_model, rows, rows, short, Silent())
+        return score(setup.base, proxy, rows, plan)
+
+
+def _told(targets: Targets, ranks: Mapping[str, int]) -> dict[str, float]:
+    """How many modules have a LoRA, and how many numbers that is of the uniform baseline's."""
+    trained = sum(rank * sum(targets[path].shape) for path, rank in ranks.items())
+    return {"modules_on": float(len(ranks)), "share_of_uniform": trained / budget(targets)}
 
 
 def budget(targets: Targets) -> int:
@@ -145,20 +199,17 @@ class Reallocation:
 
     def __init__(
         self,
-        base: BaseModel,
+        setup: Setup,
         targets: Targets,
-        examples: Sequence[Example],
-        plan: TrainingPlan,
         *,
         proxy: str,
         share: float,
         every: int,
     ) -> None:
-        self.base, self.targets, self.examples, self.plan = base, targets, examples, plan
+        self.setup, self.targets = setup, targets
         self.proxy, self.share, self.every = proxy, share, every
-        self.layers = peft_layers(base)
-        device = base.compute.device
-        self.on = torch.ones(len(self.layers), device=device)
+        self.layers = peft_layers(setup.base)
+        self.on = torch.ones(len(self.layers), device=setup.base.compute.device)
         self.times_on = torch.zeros_like(self.on)
         self.steps_done = torch.zeros((), dtype=torch.int64)
 
@@ -178,8 +229,9 @@ class Reallocation:
 
     def _allot(self) -> None:
         switch(self.layers, self.layers)
-        scores = score(self.base, self.proxy, self.examples, self.plan)
-        ranks = allotted(self.targets, scores, self.share, self.plan.seed, int(self.steps_done))
+        plan = self.setup.plan
+        scores = score(self.setup.base, self.proxy, self.setup.examples, plan)
+        ranks = allotted(self.targets, scores, self.share, plan.seed, int(self.steps_done))
         whole = {p for p, rank in ranks.items() if rank == wanted_rank(self.targets[p], self.share)}
         on = [float(path in (whole or ranks)) for path in self.layers]
         self.on.copy_(torch.tensor(on))

@@ -4,6 +4,9 @@ W' = m (W + s B A) / |W + s B A|, row by row, with the norms taken as constants 
 The rows of W itself are stretched, so that W' - W has full rank and no small LoRA equals it.
 """
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +16,18 @@ from torch import Tensor
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.lora.update import ModelUpdate
 from recycle_cli.tuning.lora_architectures.fresh import dense_update
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup, of_peft
 from recycle_cli.tuning.peft_layers import ADAPTER, factor_pair, peft_layers
-from recycle_cli.tuning.target_lora import LoraRecipe, config_fields
+from recycle_cli.tuning.target_lora import LoraRecipe, check_target_modules, config_fields, wrapped
+
+
+@contextlib.contextmanager
+def dora(setup: Setup, within: Former) -> Iterator[LoraForm]:
+    """DoRA in the place of the ordinary LoRA: see `lora_form`."""
+    check_target_modules(setup.base, setup.recipe)
+    with wrapped(setup.base, dora_config(setup.recipe), setup.plan.seed) as peft_model:
+        form = of_peft(setup.base, peft_model)
+        yield replace(form, update=lambda: dora_update(setup.base))
 
 
 def dora_config(recipe: LoraRecipe) -> LoraConfig:

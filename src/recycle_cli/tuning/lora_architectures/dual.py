@@ -13,6 +13,7 @@ keeping it would take the memory of another model.
 """
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,11 +24,22 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.errors import InputError
 from recycle_cli.lora.update import ModelUpdate
 from recycle_cli.tuning.lora_architectures.fresh import FreshLora, dense_update, factors
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup, of_tuned
 from recycle_cli.tuning.mixture import parameter_name
 from recycle_cli.tuning.target_lora import LoraRecipe
 
 SPREAD = 0.02
 WARMUP_STEPS = 50
+
+
+def dual(setup: Setup, within: Former) -> AbstractContextManager[LoraForm]:
+    """Dual LoRA in the place of the ordinary one: see `lora_form`.
+
+    Raises:
+        InputError: a rank is 1, or the recipe asks for another scale.
+    """
+    steps, seed = setup.plan.steps, setup.plan.seed
+    return of_tuned(setup, DualLora(setup.base, setup.recipe, steps=steps, seed=seed))
 
 
 class DualLora(FreshLora):

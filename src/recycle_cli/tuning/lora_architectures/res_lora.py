@@ -15,11 +15,13 @@ sum_k a_k A_k of the middle's, (1 + a) s_n of the inputs', both of rank r.
 
 import abc
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.errors import InputError
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
 from recycle_cli.tuning.lora_architectures.fresh import (
     FreshLora,
@@ -29,11 +31,47 @@ from recycle_cli.tuning.lora_architectures.fresh import (
     low_rank,
     zeros,
 )
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup, of_tuned
 from recycle_cli.tuning.mixture import parameter_name
 from recycle_cli.tuning.target_lora import LoraRecipe
 
-PREVIOUS = 4
 WINDOW = 100
+
+
+def blocks(setup: Setup, within: Former, *, previous: int) -> AbstractContextManager[LoraForm]:
+    """`res-bs` in the place of the ordinary LoRA: see `lora_form`."""
+    seed = setup.plan.seed
+    return of_tuned(setup, BlockShortcuts(setup.base, setup.recipe, seed=seed, reach=previous))
+
+
+def middle(setup: Setup, within: Former, *, previous: int) -> AbstractContextManager[LoraForm]:
+    """`res-ms`, likewise.
+
+    Raises:
+        InputError: layers would be run again one by one.
+    """
+    _check_runs_once(setup)
+    seed = setup.plan.seed
+    return of_tuned(setup, MiddleShortcuts(setup.base, setup.recipe, seed=seed, reach=previous))
+
+
+def inputs(setup: Setup, within: Former) -> AbstractContextManager[LoraForm]:
+    """`res-is`, likewise.
+
+    Raises:
+        InputError: layers would be run again one by one.
+    """
+    _check_runs_once(setup)
+    return of_tuned(setup, InputShortcuts(setup.base, setup.recipe, seed=setup.plan.seed))
+
+
+def _check_runs_once(setup: Setup) -> None:
+    if setup.plan.checkpointing:
+        raise InputError(
+            "shortcuts between layers need all of a pass at once, and --gradient-checkpointing "
+            "runs its layers again one by one",
+            "leave it out, or use --architecture res-bs",
+        )
 
 
 def kind_of(path: str) -> str:
@@ -48,7 +86,7 @@ def linked(targets: Mapping[str, Target], reach: int) -> dict[str, list[str]]:
 
     Args:
         targets: by path, in the order of the model.
-        reach: how many at most; negative for all.
+        reach: how many at most.
     """
     chains: dict[str, list[str]] = {}
     found = {}
@@ -56,7 +94,7 @@ def linked(targets: Mapping[str, Target], reach: int) -> dict[str, list[str]]:
         chain = chains.setdefault(kind_of(path), [])
         if chain and not _fit(targets[chain[-1]], target):
             chain.clear()
-        found[path] = chain[:] if reach < 0 else chain[max(0, len(chain) - reach) :]
+        found[path] = chain[max(0, len(chain) - reach) :]
         chain.append(path)
     return found
 
@@ -101,11 +139,6 @@ class ResLora(FreshLora, abc.ABC):
 
 class BlockShortcuts(ResLora):
     """`res-bs`."""
-
-    def __init__(
-        self, base: BaseModel, recipe: LoraRecipe, *, seed: int, reach: int = PREVIOUS
-    ) -> None:
-        super().__init__(base, recipe, seed=seed, reach=reach)
 
     def added(self, path: str, x: Tensor) -> Tensor:
         """See `FreshLora`."""
@@ -190,11 +223,6 @@ class _AcrossLayers(ResLora, abc.ABC):
 
 class MiddleShortcuts(_AcrossLayers):
     """`res-ms`."""
-
-    def __init__(
-        self, base: BaseModel, recipe: LoraRecipe, *, seed: int, reach: int = PREVIOUS
-    ) -> None:
-        super().__init__(base, recipe, seed=seed, reach=reach)
 
     def combined(self, path: str, x: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See `_AcrossLayers`: A_n x_n is carried on."""

@@ -14,6 +14,7 @@ module's smaller side where that is less.
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,34 @@ from recycle_cli.tuning.lora_architectures.fresh import (
     low_rank,
     zeros,
 )
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup, of_tuned
 from recycle_cli.tuning.mixture import parameter_name
 from recycle_cli.tuning.target_lora import LoraRecipe
 
-BLOCKS = 10
+
+def rac(setup: Setup, within: Former, *, blocks: int) -> AbstractContextManager[LoraForm]:
+    """RAC-LoRA in the place of a single LoRA: see `lora_form`."""
+    return _chain(setup, blocks, randomised=True)
+
+
+def cola(setup: Setup, within: Former, *, blocks: int) -> AbstractContextManager[LoraForm]:
+    """COLA, likewise."""
+    return _chain(setup, blocks, randomised=False)
+
+
+def _chain(setup: Setup, blocks: int, randomised: bool) -> AbstractContextManager[LoraForm]:
+    steps, seed = setup.plan.steps, setup.plan.seed
+    return of_tuned(
+        setup,
+        Chain(
+            setup.base,
+            setup.recipe,
+            steps=steps,
+            seed=seed,
+            randomised=randomised,
+            blocks=blocks,
+        ),
+    )
 
 
 class Block(nn.Module):
@@ -83,7 +108,7 @@ class Chain(FreshLora):
         steps: int,
         seed: int,
         randomised: bool,
-        blocks: int = BLOCKS,
+        blocks: int,
     ) -> None:
         super().__init__(base, recipe)
         count = max(1, min(blocks, steps))

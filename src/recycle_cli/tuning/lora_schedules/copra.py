@@ -7,18 +7,28 @@ layers would sit out. A layer that sits out is the base model's own, and its LoR
 so that the optimizer leaves them alone. Validation is always with all of them.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.training import Hooks
 from recycle_cli.lora.draws import generator_for
+from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 from recycle_cli.tuning.peft_layers import peft_layers, switch
 
 START, END = 0.1, 1.0
 RISING = 0.75
+
+
+@contextlib.contextmanager
+def copra(setup: Setup, within: Former) -> Iterator[LoraForm]:
+    """CopRA around a form with layers of PEFT's: see `lora_form`."""
+    with within(setup) as form:
+        layers = RandomLayers(setup.base, steps=setup.plan.steps, seed=setup.plan.seed)
+        yield form.then(layers.hooks())
 
 
 def probability(step: int, steps: int) -> float:
