@@ -256,6 +256,7 @@ ERRORS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("hub", "--ids-from", "bad.txt"), ("line 4 of bad.txt", "'not an id'", "owner/name")),
     (("hub", "--ids-from", "two.txt"), ("line 1 of two.txt", "'a/b/c'")),
     (("hub", "--ids-from", "odd.txt"), ("line 1 of odd.txt", "'a/b@'")),
+    (("hub", "--ids-from", "versions.txt"), ("lines 1 and 3 of versions.txt name a/b at two",)),
     (("hub", "--ids-from", "empty.txt"), ("empty.txt holds no id",)),
     (("hub", "--ids-from", "binary.txt"), ("binary.txt cannot be read",)),
     (("hub", "--ids-from", "."), ("cannot be read",)),
@@ -286,6 +287,7 @@ def test_what_cannot_be_meant_is_refused(
     (tmp_path / "bad.txt").write_text("# ours\na/b\n\nnot an id\n")
     (tmp_path / "two.txt").write_text("a/b/c\n")
     (tmp_path / "odd.txt").write_text("a/b@\n")
+    (tmp_path / "versions.txt").write_text("a/b\na/b\na/b@v1\n")
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     assert_refused(recycle("crawl", *words, succeeds=False), 2, *said)
@@ -379,7 +381,8 @@ def test_sizes_have_units_or_none(
 def test_a_list_of_ids_is_read_with_its_comments(
     small: Callable[..., Done], pico_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "ids.txt").write_text("# those of the paper\n\n  shop/one@main \nlab/none\n")
+    text = "\ufeffshop/one@main\r\n# those of the paper\n\n  shop/one@main \nlab/none\n"
+    (tmp_path / "ids.txt").write_text(text, encoding="utf-8")
     words = ("crawl", "--base-model", pico_folder, "--also-base", BASE_MODEL)
     *adapters, _ = small(*words, "--ids-from", "ids.txt", "--json").documents
     assert [(one["id"], one["reason"]) for one in adapters] == [
@@ -407,6 +410,24 @@ def test_when_none_can_be_used_the_reasons_are_shown(
     assert done.exit_code == 1
     assert "none of the 3 adapters on the Hub can be used" in done.stderr
     assert "license_refused" in done.stdout
+
+
+@pytest.mark.usefixtures("away")
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HF_ENDPOINT", "localhost:9", "HF_ENDPOINT is 'localhost:9'"),
+        ("HF_ENDPOINT", "http://[::1", "HF_ENDPOINT is 'http://[::1'"),
+        ("HF_ENDPOINT", "", "HF_ENDPOINT is ''"),
+        ("HF_TOKEN", "hf_b\u00e4d", "HF_TOKEN holds characters"),
+    ],
+)
+def test_an_environment_that_leads_nowhere_is_refused(
+    recycle: Recycle, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv(name, value)
+    assert_refused(recycle("crawl", "hub", succeeds=False), 2, said, "unset it")
 
 
 def test_what_the_cache_lost_is_fetched_again_by_verify(

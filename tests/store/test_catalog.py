@@ -339,7 +339,7 @@ def filled(catalog: Catalog) -> Catalog:
             last_modified="2025-03-02T00:00:00+00:00",
         )
     )
-    catalog.record(rejected("d", detail="it uses DoRA", license="other"))
+    catalog.record(rejected("d", detail="it uses DoRA", license="other, BSD-3-Clause"))
     return catalog
 
 
@@ -352,6 +352,8 @@ def filled(catalog: Catalog) -> Catalog:
         ({"base_model": "smollm2"}, ["a", "b"]),
         ({"base_model": "ORG/x/"}, ["c"]),
         ({"license": "Mit"}, ["a", "c"]),
+        ({"license": "bsd-3-clause", "status": None}, ["d"]),
+        ({"license": "bsd", "status": None}, []),
         ({"min_rank": 3}, ["a", "c"]),
         ({"min_rank": 5}, []),
         ({"max_rank": 7}, ["b"]),

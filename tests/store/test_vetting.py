@@ -192,6 +192,32 @@ def test_an_unstated_licence_is_not_an_allowed_one(
     assert look_at(folder, base_shapes).status == "accepted"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "reason"),
+    [({"MIT", "apache-2.0"}, None), ({"mit"}, "license_refused"), ({"gpl"}, "license_refused")],
+)
+def test_of_several_licences_all_have_to_be_allowed(
+    tmp_path: Path, write_adapter: Any, base_shapes: Shapes, allowed: set[str], reason: str | None
+) -> None:
+    card = "---\nlicense: [mit, apache-2.0]\n---\n"
+    folder = write_adapter(tmp_path / "one", card=card)
+    limits = VettingLimits(licenses=frozenset(allowed))
+    assert look_at(folder, base_shapes, limits).reason == reason
+
+
+def test_weights_that_are_no_file_are_called_so(
+    tmp_path: Path, write_adapter: Any, base_shapes: Shapes
+) -> None:
+    weights = write_adapter(tmp_path / "one") / "adapter_model.safetensors"
+    weights.unlink()
+    for make in (weights.mkdir, lambda: weights.symlink_to("nowhere")):
+        make()
+        document = look_at(weights.parent, base_shapes)
+        assert document.reason == "no_safetensors"
+        assert document.detail == "adapter_model.safetensors is no regular file"
+        weights.rmdir() if weights.is_dir() else weights.unlink()
+
+
 def test_a_pickle_is_named_and_not_read(
     tmp_path: Path, write_adapter: Any, base_shapes: Shapes
 ) -> None:

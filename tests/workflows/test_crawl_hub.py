@@ -1219,6 +1219,25 @@ def test_a_list_may_name_branches_and_commits(stand_in: StandIn) -> None:
     assert crawler.crawl(ids=("lab/one",))["lab/one"].revision == one.sha
 
 
+def test_a_renamed_repository_is_looked_at_once(stand_in: StandIn) -> None:
+    crawler = stand_in(adapter("lab/old"))
+    crawler.stand.rename("lab/old", "lab/new")
+    assert crawler.verdicts(ids=("lab/old", "lab/new")) == {"lab/new": "accepted"}
+    assert crawler.summary.counts == {"accepted": 1}
+
+
+def test_a_hub_that_tells_of_another_commit_is_not_believed(stand_in: StandIn) -> None:
+    one = adapter("lab/one")
+    crawler = stand_in(one)
+    before = one.sha
+    one.commit(changed(one, card=b"later"))
+    crawler.stand.faults.append(
+        Fault(f"/revision/{before}", answering(lambda facts: facts | {"sha": one.sha}))
+    )
+    assert crawler.verdicts(ids=(f"lab/one@{before}",)) == {"lab/one": "unreachable"}
+    assert crawler.kept() == set()
+
+
 def test_a_crawl_that_is_left_early_leaves_nothing_behind(stand_in: StandIn) -> None:
     crawler = stand_in(*(adapter(f"lab/{n}", n, **LARGE) for n in range(12)))
     with online(crawler.stand.url):

@@ -182,11 +182,12 @@ def _check(request: "CrawlRequest", summary: "CrawlDocument") -> None:
         )
     if not summary.counts.get("accepted"):
         where = "on the Hub" if request.folder is None else f"under {request.folder}"
-        again = "" if request.dry_run else "; recycle index list --status rejected shows them again"
+        status = "rejected" if summary.counts.get("rejected") else "failed"
+        again = f"; recycle index list --status {status} shows them again"
         raise RecycleError(
             f"none of the {sum(summary.counts.values())} adapters {where} can be used with "
             f"{request.base_model}",
-            f"the reasons are above{again}",
+            f"the reasons are above{'' if request.dry_run else again}",
         )
 
 

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -217,6 +218,8 @@ class FolderEvidence(Evidence):
         self._refuse_link_outside(WEIGHTS_FILE)
         if self.weights_path.is_file():
             return self.weights_path.stat().st_size
+        if os.path.lexists(self.weights_path):
+            raise AdapterProblem("no_safetensors", f"{WEIGHTS_FILE} is no regular file")
         raise no_safetensors(path.name for path in self.found.folder.glob("adapter_model.*"))
 
     @cached_property

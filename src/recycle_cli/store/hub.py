@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from recycle_cli.errors import RecycleError
 from recycle_cli.lora.config import AdapterProblem
 from recycle_cli.store.hub_errors import AskedToWait, Unreachable, again_where_broken, explained
-from recycle_cli.store.hub_repository import FIELDS, HubRepository, parse_repository
+from recycle_cli.store.hub_repository import FIELDS, SHA, HubRepository, parse_repository
 from recycle_cli.store.hub_requests import Patience, Requests, origin_name
 from recycle_cli.store.text import clean_text
 
@@ -75,6 +75,8 @@ class Hub(Requests):
         repository = parse_repository(_json(body, repo_id))
         if repository is None:
             raise Unreachable(f"the Hub's answer about {repo_id} names no commit")
+        if revision is not None and SHA.fullmatch(revision) and repository.sha != revision:
+            raise Unreachable(f"asked for {repo_id}@{revision}, the Hub tells of {repository.sha}")
         return repository
 
     def read(self, repository: HubRepository, path: str, limit: int) -> bytes:

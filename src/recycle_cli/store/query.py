@@ -28,6 +28,8 @@ RANKED = (
     "WITH ranked (found, relevance) AS MATERIALIZED ("
     f" SELECT rowid, bm25(texts, {', '.join(map(str, WEIGHTS))}) FROM texts WHERE texts MATCH ?)"
 )
+# An adapter may state several.
+ONE_LICENSE = "instr(', ' || lower(license) || ', ', ', ' || lower(?) || ', ')"
 JOINED = " LEFT JOIN ranked ON found = adapters.key"
 
 
@@ -38,7 +40,7 @@ class AdapterQuery:
     Args:
         base_model: adapters vetted for this base model, under any of its names; where that is not
             known, adapters that name it as theirs.
-        license: this licence, whatever its case.
+        license: this licence, whatever its case, among those that the adapter states.
         author: this author, whatever the case.
         source: "hub" or "folder".
         min_rank: every module has at least this rank.
@@ -115,7 +117,7 @@ def _conditions(query: AdapterQuery, expression: str | None) -> dict[str, tuple[
     """SQL condition -> its values, for what a query asks."""
     asked: list[tuple[Any, str, tuple[Any, ...]]] = [
         (query.base_model, "base_key = ?", (base_key(query.base_model),)),
-        (query.license, "lower(license) = lower(?)", (query.license,)),
+        (query.license, ONE_LICENSE, (query.license,)),
         (query.author, "lower(author) = lower(?)", (query.author,)),
         (query.source, "source = ?", (query.source,)),
         (query.min_rank, "rank_min >= ?", (query.min_rank,)),

@@ -31,7 +31,8 @@ class VettingLimits:
     Args:
         max_weights_bytes: the largest weights file.
         max_rank: the largest rank of any module, or None for no limit.
-        licenses: the licences allowed, compared without case, or None for any and none.
+        licenses: the licences allowed, compared without case, or None for any and none. Of several
+            that an adapter states, all have to be among them.
         min_norm: the Frobenius norm that the whole update must be above: below it an adapter does
             next to nothing. Zero updates never pass.
         max_norm: the largest. Beyond it an adapter drowns the base model and every other adapter.
@@ -221,15 +222,17 @@ def _is_local_path(name: str) -> bool:
 
 
 def check_license(evidence: Evidence, rules: VettingRules) -> None:
-    """Compares the card's licence with the licences allowed."""
+    """Compares the card's licence with the licences allowed; where it states several, all have to
+    be."""
     allowed = rules.limits.licenses
     if allowed is None:
         return
-    license_name = evidence.card.license
-    if (license_name or "").casefold() not in {name.casefold() for name in allowed}:
+    stated = evidence.card.license
+    names = {name.strip().casefold() for name in (stated or "").split(",")}
+    if not names <= {name.casefold() for name in allowed}:
         raise AdapterProblem(
             "license_refused",
-            f"its licence is {license_name or 'not stated'}; allowed: {', '.join(sorted(allowed))}",
+            f"its licence is {stated or 'not stated'}; allowed: {', '.join(sorted(allowed))}",
         )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from recycle_cli.store.room import Room
     from recycle_cli.store.vetting import VettingRules
 
-VETTING_VERSION = 3
+VETTING_VERSION = 4
 """Raised when a check changes its mind, so that adapters vetted before are looked at again."""
 USUAL_QUOTAS = {"resolvers": (3000, 300), "api": (500, 300)}
 """Requests to files, and to listings and the like, that the Hub's documentation allows in so many

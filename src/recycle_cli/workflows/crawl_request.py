@@ -96,18 +96,20 @@ class CrawlRequest:
 
 
 def read_ids(file: Path) -> tuple[str, ...]:
-    """The ids in a file, one a line; empty lines and those that begin with # are passed over.
+    """The ids in a file, one a line, each once; empty lines and those that begin with # are passed
+    over.
 
     Raises:
-        InputError: it cannot be read, holds none, or a line is no id.
+        InputError: it cannot be read, holds none, a line is no id, or two name an adapter at two
+            revisions.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--ids-from {file} cannot be read: {error}", "name a text file"
         ) from error
-    ids = []
+    ids: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(lines, 1):
         word = line.strip()
         if not word or word.startswith("#"):
@@ -117,7 +119,13 @@ def read_ids(file: Path) -> tuple[str, ...]:
                 f"line {number} of {file} is {word[:100]!r}, which is no id of the Hub",
                 "write owner/name or owner/name@revision, one a line",
             )
-        ids.append(word)
+        repo_id = word.partition("@")[0]
+        first, before = ids.setdefault(repo_id, (number, word))
+        if before != word:
+            raise InputError(
+                f"lines {first} and {number} of {file} name {repo_id} at two revisions",
+                "a pool holds an adapter at one revision: leave one of the two out",
+            )
     if not ids:
         raise InputError(f"--ids-from {file} holds no id", "write owner/name, one a line")
-    return tuple(ids)
+    return tuple(word for _, word in ids.values())

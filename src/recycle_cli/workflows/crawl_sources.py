@@ -11,6 +11,7 @@ from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.lora.base_names import copies_of
 from recycle_cli.progress import Progress
 from recycle_cli.settings import Settings
+from recycle_cli.store.hub_environment import check_hub_environment
 from recycle_cli.store.text import expanded
 from recycle_cli.workflows.workers import as_finished
 
@@ -169,7 +170,11 @@ class HubSource(CrawlSource):
         for place, repository in as_finished(ask, range(len(ids)), self.workers):
             progress.advance(repository.id)
             found[place] = repository
-        return [found[place] for place in range(len(ids))]
+        # A renamed repository may stand in it under both its names.
+        unique: dict[tuple[str, str | None], HubRepository] = {}
+        for place in range(len(ids)):
+            unique.setdefault((found[place].id, found[place].revision), found[place])
+        return list(unique.values())
 
     def _ask(self, named: str) -> "HubRepository":
         from recycle_cli.store.hub_errors import Unreachable
@@ -205,16 +210,17 @@ class HubSource(CrawlSource):
 
 
 def check_online(settings: Settings) -> None:
-    """Checks that the Hub may be asked.
+    """Checks that the Hub may be asked, and where it is.
 
     Raises:
-        InputError: it may not.
+        InputError: it may not, or the environment names no address or token that could be one.
     """
     if settings.offline:
         raise InputError(
             "crawl hub needs the network, and --offline or HF_HUB_OFFLINE forbids it",
             "leave them out, or crawl a folder",
         )
+    check_hub_environment()
 
 
 def check_folder(folder: Path) -> None:
