@@ -157,7 +157,7 @@ def opened(task: "HubTask", folder: Path, cached_only: bool) -> Iterator[DataSet
             stack.enter_context(_offline() if cached_only else contextlib.nullcontext())
         name = task.dataset + (f" ({task.config})" if task.config else "")
         try:
-            with without_chatter():
+            with without_chatter(), _without_warnings():
                 builder = _prepared(place, task, cache)
         # `datasets` lets through whatever the Hub's client, Arrow and the readers of files raise.
         except Exception as error:
@@ -181,6 +181,19 @@ def _prepared(place: str, task: "HubTask", cache: str | None) -> Any:
     builder = load_dataset_builder(place, task.config, revision=task.revision, cache_dir=cache)
     builder.download_and_prepare()
     return builder
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Else `datasets` says of every data set that it comes from the cache."""
+    from datasets.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager
