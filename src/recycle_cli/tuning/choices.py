@@ -9,4 +9,7 @@ OPTIMIZERS = ("adamw", "ngopt")
 SCORES = ("input", "grad")
 LEVELS = ("parameter", "module")
 RESTORES = ("zero", "init")
+PROXIES = ("grad-norm", "snip", "synflow", "constant")
+SIZED = ("snip", "synflow")
+"""The proxies that weigh factors by their own size."""
 LR_SCHEDULES = ("cosine", "linear", "constant", "step")

@@ -10,6 +10,7 @@ from typing import Any
 
 from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.parameters import Value
+from recycle_cli.tuning.choices import SIZED
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ _NOT_PEFTS = dict.fromkeys(_OURS, "PEFT's optimizer knows PEFT's LoRAs alone")
 _ONLY_PLAIN = {
     **dict.fromkeys(_OURS, "it reads what enters and leaves PEFT's LoRA layers"),
     **_no_plain_pairs("dora", "adalora"),
+}
+_NO_COINS = "its layers cannot sit out a step"
+_ONE_OF_THEM = "both take the place of the ordinary LoRA"
+_PREVIOUS: Mapping[str, Value] = {"previous": 4}
+_BLOCKS: Mapping[str, Value] = {"blocks": 10}
+_OTHER_FORMS = ("dual", "res-bs", "res-ms", "res-is", "dora")
+_CHAINED = {
+    **dict.fromkeys((*_OTHER_FORMS, "adalora"), _ONE_OF_THEM),
+    "hetero": "its blocks have one rank in every module",
 }
 _PROJECTED: Mapping[str, Value] = {"inner_steps": 1, "proximal": 1e-2, "momentum": 0.9}
 _ROWS = (
@@ -158,6 +168,88 @@ _ROWS = (
         defaults={"lr_ratio": 16.0},
         refuses=_NOT_PEFTS,
     ),
+    LoraOption(
+        "architecture",
+        "dual",
+        "how much an entry of a weight changes, and which way, each from a LoRA of half the rank",
+        "arXiv 2512.03402",
+        target="lora_architectures.dual:dual",
+    ),
+    LoraOption(
+        "architecture",
+        "res-bs",
+        "ResLoRA's shortcuts of blocks, the LoRAs of the modules before applied too",
+        "arXiv 2402.18039",
+        target="lora_architectures.res_lora:blocks",
+        defaults=_PREVIOUS,
+    ),
+    LoraOption(
+        "architecture",
+        "res-ms",
+        "ResLoRA's shortcuts of the middle, A x of the modules before added to a module's own",
+        "arXiv 2402.18039",
+        target="lora_architectures.res_lora:middle",
+        defaults=_PREVIOUS,
+    ),
+    LoraOption(
+        "architecture",
+        "res-is",
+        "ResLoRA's shortcuts of inputs, that of the module before added to a LoRA's own",
+        "arXiv 2402.18039",
+        target="lora_architectures.res_lora:inputs",
+    ),
+    LoraOption(
+        "architecture",
+        "dora",
+        "DoRA, a trained length for each row of the adapted weight",
+        "arXiv 2402.09353",
+        target="lora_architectures.dora:dora",
+    ),
+    LoraOption(
+        "allocation",
+        "hetero",
+        "HeteroLoRA, a large rank where a proxy scores best and none elsewhere",
+        "arXiv 2406.14956",
+        target="lora_allocations.hetero:hetero",
+        defaults={"proxy": "grad-norm", "share": 0.25, "proxy_steps": 0, "reallocate_every": 0},
+    ),
+    LoraOption(
+        "allocation",
+        "adalora",
+        "AdaLoRA, ranks that are cut while they are trained",
+        "arXiv 2303.10512",
+        target="lora_allocations.adalora:adalora",
+        refuses=dict.fromkeys(_OTHER_FORMS, _ONE_OF_THEM),
+    ),
+    LoraOption(
+        "schedule",
+        "copra",
+        "CopRA, layers that sit out steps by chance, ever fewer",
+        "arXiv 2410.22911",
+        target="lora_schedules.copra:copra",
+        refuses={
+            **dict.fromkeys(_OTHER_FORMS, _NO_COINS),
+            "adalora": "it weighs the gradients of all modules in every step",
+        },
+    ),
+    LoraOption(
+        "schedule",
+        "rac",
+        "RAC-LoRA, a chain of LoRAs of which one random factor each is trained",
+        "arXiv 2410.08305",
+        target="lora_schedules.chain:rac",
+        defaults=_BLOCKS,
+        refuses=_CHAINED,
+    ),
+    LoraOption(
+        "schedule",
+        "cola",
+        "COLA, a chain of LoRAs, each trained on top of those before",
+        "arXiv 2401.04151",
+        target="lora_schedules.chain:cola",
+        defaults=_BLOCKS,
+        refuses=_CHAINED,
+    ),
 )
 OPTIONS: Mapping[str, LoraOption] = {option.name: option for option in _ROWS}
 
@@ -229,3 +321,82 @@ def check_combination(given: Mapping[str, Value]) -> None:
                     f"{option.refuses[other.name]}",
                     "leave out one of them",
                 )
+    if OPTIONS["hetero"] in chosen:
+        _check_hetero({**lora_defaults(given), **given})
+
+
+def _check_hetero(settings: Mapping[str, Value]) -> None:
+    """Checks that the proxy has something to score, and that the rest goes with when it does."""
+    proxy, again = settings["proxy"], settings["reallocate_every"]
+    if again:
+        for axis in ("architecture", "schedule"):
+            if settings[axis] != AXES[axis]:
+                raise InputError(
+                    f"--reallocate-every switches ordinary LoRAs on and off as they are trained, "
+                    f"and --{axis} {settings[axis]} is another way",
+                    "leave out one of them",
+                )
+        if settings["proxy_steps"]:
+            raise InputError(
+                "--proxy-steps has no effect with --reallocate-every, which scores while it trains",
+                "leave out one of them",
+            )
+    if proxy in SIZED and not settings["proxy_steps"]:
+        raise InputError(
+            f"--proxy {proxy} weighs factors by their own size, and B is zero in every module at "
+            "the start of a LoRA, so that all scores would be 0",
+            "use --proxy grad-norm"
+            if again
+            else "train a little before the scores are taken: --proxy-steps 20; or use --proxy "
+            "grad-norm",
+        )
+
+
+@dataclass(frozen=True)
+class LoraPreset:
+    """Defaults for a LoRA to train, in the place of a method's own.
+
+    Args:
+        name: what `--preset` takes.
+        summary: whom it is for.
+        shape: fields of the LoRA's shape.
+        pace: fields of its pace.
+    """
+
+    name: str
+    summary: str
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    pace: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: Mapping[str, LoraPreset] = {
+    preset.name: preset
+    for preset in (
+        LoraPreset("paper", "that of arXiv 2602.12323, which is the default"),
+        LoraPreset(
+            "small",
+            "for processors: rank 8, no dropout, 100 steps at most, and an end after 4 validations "
+            "without a better loss",
+            {"rank": 8, "alpha": 16, "dropout": 0.0},
+            {"lr": 2e-3, "steps": 100, "patience": 4},
+        ),
+    )
+}
+
+AUTO = "auto"
+"""What asks for a sweep in the place of a number."""
+LR_GRID = (1 / 3, 1.0, 3.0, 10.0)
+"""The candidates of `--lr auto`, in units of the rate that is usual for the rest."""
+RANK_GRID = (8, 16, 32, 64)
+"""The candidates of `--rank auto`, as far as the modules' sides reach."""
+
+
+def find_preset(name: str) -> LoraPreset:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none; the hint names the nearest.
+    """
+    if name not in PRESETS:
+        raise unknown_name("--preset", name, PRESETS)
+    return PRESETS[name]

@@ -11,6 +11,7 @@ from recycle_cli.tuning.choices import (
     INITS,
     LEVELS,
     OPTIMIZERS,
+    PROXIES,
     RESTORES,
     SCORES,
 )
@@ -97,6 +98,37 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("metric_damping", float, "Added to K-FAC's diagonals.", low_is_out=True),
         Parameter("damping", float, "Added to the diagonal of the Gram matrices.", low_is_out=True),
         Parameter("lr_ratio", float, "The rate of B in that of A.", low=1.0),
+        Parameter(
+            "previous",
+            int,
+            "How many modules of its kind, in the layers before, a module reaches back to; 0 is an "
+            "ordinary LoRA.",
+        ),
+        Parameter("blocks", int, "LoRAs in the chain, each of the rank asked for.", low=1),
+        Parameter(
+            "proxy",
+            str,
+            "What modules are scored by: the norm of the factors' gradients, their sizes times "
+            "gradients, those of a model of sizes (synflow), or chance (constant).",
+            choices=PROXIES,
+        ),
+        Parameter(
+            "share",
+            float,
+            "Of the modules that get a LoRA, of 1 / share times the rank.",
+            high=1.0,
+            low_is_out=True,
+        ),
+        Parameter(
+            "proxy_steps",
+            int,
+            "Steps of training before modules are scored, of which nothing is kept.",
+        ),
+        Parameter(
+            "reallocate_every",
+            int,
+            "Score again after so many steps, and switch LoRAs on and off; 0 scores once.",
+        ),
         Parameter(
             "bound",
             float,

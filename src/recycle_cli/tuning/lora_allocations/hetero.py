@@ -57,11 +57,6 @@ def hetero(
             yield form.then(Hooks(), lambda: _told(targets, ranks))
         return
     with within(large) as form:
-        if form.save is None:
-            raise InputError(
-                "--reallocate-every switches ordinary LoRAs on and off, and no other architecture",
-                "leave out one of them",
-            )
         made = Reallocation(large, targets, proxy=proxy, share=share, every=reallocate_every)
         form = replace(form, update=lambda: lora_update(setup.base, made.enabled()), save=None)
         yield form.then(made.hooks(), made.settle)
