@@ -128,6 +128,19 @@ def test_documents_come_as_they_are_done(bench: Bench) -> None:
     assert bench.verdicts() == {"a": "accepted", "b": "accepted"}
 
 
+def test_folders_whose_names_look_alike_are_two(bench: Bench) -> None:
+    for seed, name in enumerate(("a\x01", "a\x02", "a\ufffd"), 1):
+        put_adapter(bench.pool / name, seed)
+    *documents, summary = crawl(bench.request, bench.settings, SHAPES)
+    assert isinstance(summary, CrawlDocument)
+    assert summary.counts == {"accepted": 3}
+    with Catalog(bench.settings.catalog_file) as catalog:
+        assert len(catalog.query(AdapterQuery())) == 3
+    assert all(Path(one.path or "").is_dir() for one in documents)  # type: ignore[union-attr]
+    bench.crawl()
+    assert bench.bytes_read() == 0
+
+
 def test_what_has_not_changed_is_not_read_again(bench: Bench) -> None:
     put_adapter(bench.pool / "a", 1)
     put_adapter(bench.pool / "b", 1)

@@ -1,5 +1,6 @@
 """Adapter folders under a root, and what their model cards say."""
 
+import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from recycle_cli.store.text import clean_text
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 64 * 1024
 MAX_PATH = 4096
+DIGITS = 16
 FENCE = "---"
 CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,9}")
 
@@ -49,8 +51,13 @@ class FoundFolder:
 
     @property
     def origin(self) -> str:
-        """The absolute path as text, safe to keep and to show."""
-        return clean_text(str(self.folder), MAX_PATH)
+        """The absolute path as text, safe to keep and to show. Where something was replaced in it,
+        a digest of the path stands behind, so that two folders are never taken for one."""
+        path = str(self.folder)
+        text = clean_text(path, MAX_PATH)
+        if text == path:
+            return text
+        return f"{text}~{hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]}"
 
     def leads_outside(self, name: str) -> bool:
         """True when a file of the folder is a link to somewhere outside the root."""
