@@ -466,6 +466,27 @@ class BestStep(Part):
     valid_loss: float
 
 
+class SweepTrial(Part):
+    """A short training with one candidate for the rate, the rank, or both: how many steps it had,
+    and its lowest validation loss in nats."""
+
+    lr: float | None = None
+    rank: int | None = None
+    steps: int
+    valid_loss: float
+
+
+class TuneSweep(Part):
+    """How the rate and the rank of a LoRA were found: the candidates, the short trainings that they
+    had, and what all of them took beyond the training itself."""
+
+    grid: dict[str, list[float]]
+    trials: list[SweepTrial]
+    chosen: dict[str, float]
+    steps: int
+    elapsed_s: float
+
+
 class TuneDocument(Document, Run):
     """A tuned adapter: a target LoRA (`adapters` is empty), a mixture folded into one LoRA, or a
     routed adapter, which is no LoRA; then `rank` is the largest sum of ranks in a module.
@@ -473,7 +494,8 @@ class TuneDocument(Document, Run):
     `history` holds [step, validation loss] pairs; `figures` are the method's own; `energy_kept` is
     the share of the squared norm that a limit on the export's rank kept, in [0, 1];
     `max_logit_deviation` compares the exported adapter with the model as trained, on one batch of
-    training rows; `files` are all that was written, below `path`.
+    training rows; `files` are all that was written, below `path`; `sweep` tells how a rate or rank
+    that was left to be found was.
     """
 
     kind: ClassVar[str] = "tune"
@@ -494,6 +516,7 @@ class TuneDocument(Document, Run):
     files: list[str] = Field(default_factory=list)
     sha256: str
     warnings: list[str]
+    sweep: TuneSweep | None = None
 
 
 class BudgetDocument(Document):

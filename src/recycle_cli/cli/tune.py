@@ -29,7 +29,15 @@ from recycle_cli.errors import InputError
 from recycle_cli.lora.config import MAX_RANK
 from recycle_cli.tuning.catalog import METHODS, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
-from recycle_cli.tuning.lora_catalog import OPTIONS, is_of_a_lora, names_on
+from recycle_cli.tuning.lora_catalog import (
+    AUTO,
+    LR_GRID,
+    OPTIONS,
+    PRESETS,
+    RANK_GRID,
+    is_of_a_lora,
+    names_on,
+)
 from recycle_cli.tuning.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ def _defaults(of: str) -> str:
     return "; ".join([f"Default: {usual:g}", *others]) + "."
 
 
-@with_parameters(PARAMETERS, {**METHODS, **OPTIONS})
+@with_parameters(PARAMETERS, {**OPTIONS, **METHODS})
 def tune(
     context: typer.Context,
     out: OutOption,
@@ -90,7 +98,14 @@ def tune(
             help=f"Optimizer steps, or evaluations of a search. {_defaults('steps')}",
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help=f"Peak rate. {_defaults('lr')}")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            "--lr",
+            help=f"Peak rate. {_defaults('lr')} For a LoRA to train, auto tries "
+            f"{', '.join(f'{times:.3g}' for times in LR_GRID)} times its default in short runs.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Rows a step: 8; of a search, rows a pass: 32."),
@@ -140,8 +155,9 @@ def tune(
         str | None,
         typer.Option(
             "--rank",
-            help="Of a LoRA to train: 64. Of what a mixture is written as: full (exact, the sum "
-            "of the ranks), N, or energy:0.99.",
+            help="Of a LoRA to train: 64; auto tries "
+            f"{', '.join(map(str, RANK_GRID))} in short runs. Of what a mixture is written as: "
+            "full (exact, the sum of the ranks), N, or energy:0.99.",
         ),
     ] = None,
     export_rank: Annotated[
@@ -167,6 +183,15 @@ def tune(
     ] = None,
     target_lr: Annotated[
         float | None, typer.Option("--target-lr", help="With --train-target: its rate: 0.0003.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Other defaults for a LoRA to train: "
+            + "; ".join(f"{one.name}: {one.summary}" for one in PRESETS.values())
+            + ".",
+        ),
     ] = None,
     target_optimizer: Annotated[
         str | None,
@@ -281,7 +306,7 @@ def tune(
         pace=_given(
             {
                 "steps": steps,
-                "lr": lr,
+                "lr": _rate(lr),
                 "batch_size": batch_size,
                 "eval_every": eval_every,
                 "patience": patience,
@@ -302,6 +327,8 @@ def tune(
             rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int, MAX_RANK),
             alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
         ),
+        preset=preset,
+        auto=_auto({"lr": lr, "rank": rank}),
         train_target=train_target,
         target_pace=_given({"steps": target_steps, "lr": target_lr}),
         target_parameters={**_given({"optimizer": target_optimizer}), **of_target},
@@ -369,13 +396,32 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _auto(options: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Those options that are to be found."""
+    return tuple(name for name, text in options.items() if text == AUTO)
+
+
+def _rate(text: str | None) -> float | None:
+    """The rate; None where it is not given, or to be found.
+
+    Raises:
+        InputError: it is no number.
+    """
+    if text is None or text == AUTO:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--lr is {text!r}", "use a number above 0, or auto") from None
+
+
 def _lora_rank(text: str | None) -> int | None:
-    """The rank of a LoRA to train.
+    """The rank of a LoRA to train; None where it is not given, or to be found.
 
     Raises:
         InputError: it is no number from 1.
     """
-    if text is None:
+    if text is None or text == AUTO:
         return None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_RANK:
         raise InputError(

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from recycle_cli.evaluation.tasks import training_split
 from recycle_cli.progress import Progress
-from recycle_cli.records import AdapterRef, BestStep, MixedAdapter, TuneDocument, TuneTask
+from recycle_cli.records import (
+    AdapterRef,
+    BestStep,
+    MixedAdapter,
+    TuneDocument,
+    TuneSweep,
+    TuneTask,
+)
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.model_card import render_card
 from recycle_cli.workflows.output_folder import (
@@ -21,10 +28,10 @@ from recycle_cli.workflows.tune_job import (
     Job,
     build_tuned,
     in_force,
-    lora_setup,
     mixture_plan,
     tell_budget,
 )
+from recycle_cli.workflows.tune_lora import found_by_sweep, lora_on, train_ready
 from recycle_cli.workflows.tune_request import FULL, TARGET_FOLDER, TuneRequest, check_request
 from recycle_cli.workflows.tune_state import store_of, unfinished, write_mixture
 
@@ -54,6 +61,7 @@ class _Outcome:
     adapters: list[MixedAdapter] = field(default_factory=list)
     energy_kept: float = 1.0
     figures: dict[str, float] = field(default_factory=dict)
+    sweep: TuneSweep | None = None
 
 
 def tune(
@@ -105,20 +113,13 @@ def _run(job: Job, base: "BaseModel", progress: Progress) -> TuneDocument:
 
 
 def _train_lora(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
-    from recycle_cli.tuning.lora_form import form_budget, former_of, train_form
-
-    request, setup = job.request, lora_setup(job, base)
-    with former_of(job.settings)(setup) as form:
-        budget = form_budget(setup, form, request.max_memory)
-        plan = budget.fitted(setup.plan)
-        tell_budget(job, plan, budget, progress)
-        progress.stage("training a target LoRA", plan.steps)
-        settings = in_force(job, base, plan, {**vars(setup.recipe), **job.settings})
-        store = store_of(job, settings)
-        trained, figures = train_form(setup, form, job.valid, plan, progress, store)
-        energy_kept = _export_lora(job, form)
+    job, sweep = found_by_sweep(job, base, progress)
+    with lora_on(job, base, progress) as ready:
+        progress.stage("training a target LoRA", ready.plan.steps)
+        trained, figures, settings = train_ready(job, ready, progress)
+        kept = _export_lora(job, ready.form)
         logits = _compared_logits(job, base)
-        return _Outcome(trained, settings, logits, energy_kept=energy_kept, figures=figures)
+        return _Outcome(trained, settings, logits, [], kept, figures, sweep)
 
 
 def _export_lora(job: Job, form: "LoraForm") -> float:
@@ -261,6 +262,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
             outcome.energy_kept,
             job.method.routed,
         ),
+        sweep=outcome.sweep,
         **clock.fields(request.seed, request.command(job.sources, job.target)),
     )
     card = render_card(tune_card(request, document))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from recycle_cli.records import MixedAdapter, TuneDocument
 from recycle_cli.tuning.catalog import find_tuning_method
+from recycle_cli.tuning.lora_catalog import AXES, chosen_options
 from recycle_cli.workflows.licenses import card_licenses, license_warnings
 from recycle_cli.workflows.merge_card import LOW_ENERGY
 from recycle_cli.workflows.model_card import Card, CardSource
@@ -94,4 +95,30 @@ def _facts(document: TuneDocument) -> list[str]:
         f"Largest rank {document.rank}{cut}; the written adapter's logits are within "
         f"{document.max_logit_deviation:.2g} of the trained model's.",
         *(f"{name.capitalize()}: {value:.4g}." for name, value in document.figures.items()),
+        *_options(document),
+        *_sweep(document),
+    ]
+
+
+def _options(document: TuneDocument) -> list[str]:
+    """How a LoRA was trained, where that is not as usual."""
+    if find_tuning_method(document.method).mixes:
+        return []
+    facts = []
+    for option in chosen_options(document.settings):
+        if option.name != AXES[option.axis]:
+            own = [f"{name} {document.settings[name]}" for name in option.defaults]
+            told = ", ".join([option.paper, *own])
+            facts.append(f"{option.axis.capitalize()} {option.name}: {option.summary} ({told}).")
+    return facts
+
+
+def _sweep(document: TuneDocument) -> list[str]:
+    sweep = document.sweep
+    if sweep is None:
+        return []
+    chosen = " and ".join(f"{name} {value:.3g}" for name, value in sweep.chosen.items())
+    return [
+        f"Found by successive halving on the validation rows: {chosen}, in {len(sweep.trials)} "
+        f"short trainings of {sweep.steps} steps in all, {sweep.elapsed_s:.0f} s."
     ]

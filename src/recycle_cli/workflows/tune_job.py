@@ -64,8 +64,7 @@ def lora_setup(job: Job, base: "BaseModel") -> "Setup":
     from recycle_cli.tuning.lora_form import Setup
     from recycle_cli.tuning.target_lora import LoraRecipe
 
-    shape = vars(job.request.lora)
-    recipe = LoraRecipe(**{name: value for name, value in shape.items() if value is not None})
+    recipe = LoraRecipe(**job.request.shape_in_force())
     return Setup(base, recipe, training_plan(job), job.train)
 
 

@@ -10,7 +10,7 @@ from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.parameters import Parameter, Value
 from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
-from recycle_cli.tuning.lora_catalog import lora_pace
+from recycle_cli.tuning.lora_catalog import AUTO, PRESETS, find_preset, lora_pace
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_output, check_save_dtype
@@ -26,6 +26,7 @@ PACE = (
 )
 """The ranges of a pace's numbers; the command line checks those of whole numbers itself."""
 TARGET_FOLDER = "target"
+LR, RANK = "lr", "rank"
 LORA = "lora"
 FULL = "full"
 """The rank policy that changes nothing."""
@@ -78,6 +79,8 @@ class TuneRequest:
             ones of the same spread, or the pool's by random ones of the same norms (`norm`): the
             controls.
         lora: the LoRA's shape, where one is trained.
+        preset: the name of its other defaults; None for the paper's.
+        auto: what of it is to be found by short trainings: `lr`, `rank`, both or neither.
         train_target: train the target LoRA first, on the same rows with the same split.
         target_pace: fields of `Pace` for that.
         target_parameters: how that is trained, as `parameters` of `--method lora`.
@@ -102,6 +105,8 @@ class TuneRequest:
     rows: int | None = None
     reinit: Reinit = "none"
     lora: LoraShape = field(default_factory=LoraShape)
+    preset: str | None = None
+    auto: tuple[str, ...] = ()
     train_target: bool = False
     target_pace: Mapping[str, Any] = field(default_factory=dict)
     target_parameters: Mapping[str, Value] = field(default_factory=dict)
@@ -123,10 +128,18 @@ class TuneRequest:
         return out.with_name(f".{out.name}.unfinished")
 
     def pace_in_force(self) -> Pace:
-        """The method's pace, with what its options and the request say otherwise."""
+        """The method's pace, with what its preset, its options and the request say otherwise."""
         method = find_tuning_method(self.method)
-        own = {} if method.mixes else lora_pace(self.parameters)
+        own: dict[str, Any] = {}
+        if not method.mixes:
+            preset = PRESETS[self.preset].pace if self.preset else {}
+            own = {**preset, **lora_pace(self.parameters)}
         return replace(method.pace, **{**own, **self.pace})
+
+    def shape_in_force(self) -> dict[str, Any]:
+        """What the request and its preset say of the LoRA's shape."""
+        preset = PRESETS[self.preset].shape if self.preset else {}
+        return {**preset, **{n: v for n, v in vars(self.lora).items() if v is not None}}
 
     def of_target(self) -> "TuneRequest":
         """The request to train the target LoRA that this one begins with."""
@@ -155,7 +168,10 @@ class TuneRequest:
         words += ["--method", self.method, "--seed", str(self.seed)]
         words += ["--rows", str(self.rows)] if self.rows is not None else []
         words += ["--license", self.license] if self.license is not None else []
-        words += [word for name, value in self.pace.items() for word in _option(name, value)]
+        words += ["--preset", self.preset] if self.preset else []
+        words += [word for name in self.auto for word in _option(name, AUTO)]
+        for name, value in self.pace.items():
+            words += _option(name, value) if name not in self.auto else []
         for name, value in self.target_pace.items():
             words += _option(f"target_{name}", value)
         for name, value in self.parameters.items():
@@ -163,7 +179,8 @@ class TuneRequest:
         for name, value in self.target_parameters.items():
             of_target = ["--target-optimizer", str(value)]
             words += of_target if name == "optimizer" else _parameter_words(name, value)
-        words += self.lora.words("--target-rank" if self.train_target else "--rank")
+        shape = replace(self.lora, rank=None) if RANK in self.auto else self.lora
+        words += shape.words("--target-rank" if self.train_target else "--rank")
         words += ["--reinit", self.reinit] * (self.reinit != "none")
         words += ["--init-from", shown(self.init_from)] if self.init_from else []
         if self.export_rank != FULL:
@@ -210,6 +227,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     parse_rank_policy(request.export_rank)
     _check_pace(request.pace)
     _check_pace(request.target_pace, "target_")
+    _check_preset(request, method)
     _check_target(request, target)
     has_target = target is not None or request.train_target
     method.settings(request.parameters, has_target, request.init_from is not None)
@@ -225,6 +243,28 @@ def _check_pace(pace: Mapping[str, Any], prefix: str = "") -> None:
     for allowed in PACE:
         if allowed.name in pace:
             replace(allowed, name=prefix + allowed.name).check(pace[allowed.name])
+
+
+def _check_preset(request: TuneRequest, method: TuningMethod) -> None:
+    if request.preset:
+        find_preset(request.preset)
+    if request.preset and method.mixes and not request.train_target:
+        raise InputError(
+            f"--preset {request.preset} is about a LoRA to train, and --method {method.name} mixes "
+            "adapters",
+            "leave it out, or train a LoRA: --method lora, --train-target",
+        )
+    if request.auto and method.mixes:
+        raise InputError(
+            f"--{request.auto[0]} auto is about a LoRA to train, and --method {method.name} mixes "
+            "adapters",
+            "give a number",
+        )
+    if request.auto and request.pace.get("steps") == 0:
+        raise InputError(
+            f"--{request.auto[0]} auto finds it by short trainings, and --steps is 0",
+            "give a number, or some steps",
+        )
 
 
 def _check_target(request: TuneRequest, target: Source | None) -> None:

@@ -43,11 +43,13 @@ def rite(setup: Setup, *, within: Former, update_skipping: float) -> Iterator[Lo
 
 
 def _check_ranks(pairs: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
-    for name, (a, b) in pairs.items():
-        rank, side = len(a), min(a.shape[1], len(b))
-        if rank > side:
-            raise InputError(
-                f"--optimizer rite needs bases of each factor's columns, and a rank of {rank} is "
-                f"more than a side of {name} has: {side}",
-                f"use a --rank of {side} or less",
-            )
+    sides = {name: min(a.shape[1], len(b)) for name, (a, b) in pairs.items()}
+    over = [name for name, (a, _) in pairs.items() if len(a) > sides[name]]
+    if over:
+        name = min(over, key=lambda name: sides[name])
+        module = name.removeprefix("base_model.model.").partition(".lora_A")[0]
+        raise InputError(
+            f"--optimizer rite needs factors of full rank, and a rank of {len(pairs[name][0])} is "
+            f"more than {module} can have",
+            f"use a --rank of {sides[name]} or less, or another --optimizer",
+        )
