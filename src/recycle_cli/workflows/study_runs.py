@@ -156,8 +156,10 @@ class TargetTraining(Run):
     choice: TargetChoice
 
     def inputs(self) -> Mapping[str, Any]:
-        """See `Run`."""
-        return {"choice": self.choice.model_dump(mode="json"), "rows": self.common.rows}
+        """See `Run`. What is left at its default is left out, so that a new field of a target LoRA
+        does not have the old ones trained again."""
+        choice = self.choice.model_dump(mode="json", exclude_defaults=True)
+        return {"choice": choice, "rows": self.common.rows}
 
     def perform(self, base: "BaseModel", settings: Settings, folder: Path) -> dict[str, Any]:
         """See `Run`."""
