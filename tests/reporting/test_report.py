@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.study import HOSTILE_ADAPTER, HOSTILE_TASK, study_results, without_anything
@@ -22,7 +23,8 @@ from recycle_cli.reporting.formatting import (
     points,
     points_interval,
 )
-from recycle_cli.reporting.opening import ADVICE
+from recycle_cli.reporting.index import StudyIndex
+from recycle_cli.reporting.opening import ADVICE, opening
 from recycle_cli.reporting.report import write_report
 
 FILES = ["report.html", "report.md", "results.csv", "results.json"]
@@ -96,6 +98,49 @@ def test_a_row_holds_what_its_arm_reached(folder: Path, results: StudyResults) -
     assert cells[1] == f"{percent(mean.value)} ({percent_interval(mean.interval)})"
     assert cells[2] == f"{points(test.difference)} ({points_interval(test.interval)})"
     assert cells[3] == p_value(test.adjusted_p_value or 0.0)
+
+
+def opened(results: StudyResults, kept: str | None = None, **changed: Any) -> str:
+    """What the first screen says of a study with another verdict, whose first adapter of an arm is
+    kept."""
+    verdict = results.study.verdict.model_copy(update=changed)
+    table = [row.model_copy(update={"path": None}) for row in results.study.table]
+    at = next((i for i, row in enumerate(table) if row.method == kept), None)
+    if at is not None:
+        table[at] = table[at].model_copy(update={"path": "out/kept"})
+    study = results.study.model_copy(update={"verdict": verdict, "table": table})
+    found = opening(StudyIndex(study.model_copy(update={"adapter": "out/kept" if kept else None})))
+    return f"{found.advice} {found.adapter.words} {found.adapter.code}" if found.adapter else ""
+
+
+def test_the_adapter_on_the_first_screen_is_the_one_that_the_advice_is_about(
+    results: StudyResults,
+) -> None:
+    arm = "recycle+target k=5"
+    wins = {"kind": "beats_target", "method": arm}
+    assert opened(results, arm, **wins).endswith(
+        f"It is that of {arm}; for {results.study.table[0].task} with seed 0 it is in out/kept"
+    )
+    # The lowest validation loss is that of another arm, whose adapter is the only one that is kept.
+    other = opened(results, "target", **wins)
+    assert f"It is that of {arm}, and was not kept" in other
+    assert other.endswith("--keep all")
+    own = opened(results, "target", kind="worse_than_target", method=arm)
+    assert "that of target has the lowest validation loss; it is in out/kept" in own
+    assert opened(results, None, kind="worse_than_target", method=arm) == ""
+
+
+def test_an_arm_that_was_scored_on_easy_tasks_alone_does_not_stand_first(
+    results: StudyResults,
+) -> None:
+    lucky = results.study.means[0].model_copy(update={"value": 1.0, "tasks": 1})
+    study = results.study.model_copy(update={"means": [lucky, *results.study.means[1:]]})
+    assert StudyIndex(study).means[-1] is lucky
+
+
+def test_nobody_is_told_to_act_on_a_fast_run(results: StudyResults) -> None:
+    study = results.study.model_copy(update={"fast": True})
+    assert opening(StudyIndex(study)).advice.startswith("Run it in full before you act on it")
 
 
 def test_equal_results_give_equal_bytes(folder: Path, tmp_path: Path) -> None:

@@ -104,14 +104,22 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an adapter is: a sentence that ends with a folder, or with what brings it back."""
+
+    words: str
+    code: str
+
+
+@dataclass(frozen=True)
 class Opening:
-    """The first screen: the verdict and the figures behind it, what to do, and how it was
-    decided."""
+    """The first screen: the verdict and the figures behind it, what to do, where the adapter is,
+    and how it was decided."""
 
     headline: str
     figures: str
     advice: str
-    adapter: str | None
+    adapter: Place | None
     notes: Sequence[str]
     decided: str
 

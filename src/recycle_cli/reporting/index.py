@@ -43,8 +43,8 @@ class StudyIndex:
 
     @cached_property
     def means(self) -> list[StudyMean]:
-        """The arms' means, the highest first."""
-        return sorted(self.study.means, key=lambda mean: -mean.value)
+        """The arms' means, the highest first; those over fewer tasks, which are no rivals, last."""
+        return sorted(self.study.means, key=lambda mean: (-mean.tasks, -mean.value))
 
     @cached_property
     def seeds(self) -> list[int]:

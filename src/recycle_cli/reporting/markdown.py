@@ -44,7 +44,8 @@ def _opening(opening: Opening) -> Iterator[str]:
     yield f"**{escaped(opening.headline)}**"
     advice = f"**What to do.** {escaped(opening.advice)}"
     if opening.adapter:
-        advice += f" The adapter to take away is in {escaped(opening.adapter)}."
+        place = opening.adapter
+        advice += f" {escaped(place.words)} {escaped(place.code)}."
     yield advice
     if opening.figures:
         yield escaped(opening.figures)

@@ -1,25 +1,28 @@
 """The first screen: the verdict, what to do about it, and how it was decided, in plain words."""
 
 from recycle_cli.records import StudyDocument
-from recycle_cli.reporting.document import Opening
+from recycle_cli.reporting.document import Opening, Place
 from recycle_cli.reporting.formatting import counted, listed
 from recycle_cli.reporting.index import StudyIndex
 
+KEEPING = "--keep all"
 READ_TABLE = "Compare the arms in the table below before you rely on any of them."
 
 # By the verdict's kind, as `evaluation/verdict.py` names them.
 ADVICE = {
     "beats_target": "Use the recycled adapter: it is worth the adapters that went into it.",
     "helps_over_base": (
-        "Recycle if you would rather not train a LoRA of your own; score more test rows to learn "
-        "which of the two is better."
+        "Recycle if you would rather not train a LoRA of your own; score more to learn which of "
+        "the two is better."
     ),
     "rescaling": (
-        "Rescale your own LoRA instead: one number gains as much as the recycled adapters do."
+        "Rescale your own LoRA instead: one learned number for each module of it gains so much "
+        "that nothing was seen of what recycled adapters add."
     ),
     "regularisation": (
-        "Do not credit the pool: random adapters gain as much. Use the best adapter if you like, "
-        "but collecting others' adapters is not what made it better."
+        "Do not credit the pool: random adapters gain so much that nothing was seen of what its "
+        "adapters add. Use the best adapter if you like, but collecting others' adapters is not "
+        "known to have made it better."
     ),
     "no_control": "Run the random controls before you credit the pool with the gain.",
     "matches_target": "Use whichever is less work to make: the two do equally well.",
@@ -31,12 +34,16 @@ ADVICE = {
         "to your task, and may do as it is."
     ),
     "no_gain": "Do not recycle for this task; train a LoRA of your own, or gather more examples.",
-    "too_few_rows": "Score more test rows before you decide; until then use the simplest arm.",
-    "incomplete": "Run the arms that are missing, then read the report again.",
+    "too_few_rows": (
+        "Score more before you decide; until then a LoRA of your own is the simpler choice."
+    ),
+    "incomplete": "Mend what failed, and run the study again: it takes what is done.",
 }
+# Their advice is to take the adapter that the verdict is about.
+TAKING = ("beats_target", "helps_over_base")
 FAST = (
-    "This was a fast run, with fewer rows and steps than it takes for figures that can be relied "
-    "on."
+    "Run it in full before you act on it: this was a fast run, with fewer rows and steps than it "
+    "takes for figures and a verdict that can be relied on."
 )
 
 
@@ -48,17 +55,39 @@ def opening(index: StudyIndex) -> Opening:
     return Opening(
         headline=f"{claim}." if colon else claim,
         figures=figures,
-        advice=ADVICE.get(study.verdict.kind, READ_TABLE),
-        adapter=study.adapter,
+        advice=FAST if study.fast else ADVICE.get(study.verdict.kind, READ_TABLE),
+        adapter=_taken(index) if study.verdict.kind in TAKING else _best(index),
         notes=_notes(study),
         decided=_decided(index),
     )
 
 
+def _taken(index: StudyIndex) -> Place | None:
+    """The adapter that the verdict is about; of several, that of the first task and seed."""
+    method = index.study.verdict.method
+    runs = [row for row in index.study.table if row.method == method]
+    if not runs:
+        return _best(index)
+    for run in runs:
+        if run.path:
+            words = f"It is that of {method}; for {run.task} with seed {run.seed} it is in"
+            return Place(words, run.path)
+    return Place(f"It is that of {method}, and was not kept: run the study again with", KEEPING)
+
+
+def _best(index: StudyIndex) -> Place | None:
+    """The adapter with the lowest validation loss."""
+    folder = index.study.adapter
+    if folder is None:
+        return None
+    run = next((row for row in index.study.table if row.path == folder), None)
+    of_all = f"Of the adapters made for {run.task}, that of {run.method}" if run else "The adapter"
+    verb = "has the lowest validation loss; it is" if run else "with the lowest validation loss is"
+    return Place(f"{of_all} {verb} in", folder)
+
+
 def _notes(study: StudyDocument) -> list[str]:
     notes = list(study.verdict.notes)
-    if study.fast:
-        notes.append(FAST)
     if study.cells.failed:
         notes.append(f"{counted(study.cells.failed, 'cell')} failed; see the failures below.")
     return notes
