@@ -452,7 +452,7 @@ def test_coefficients_are_told_by_module(done: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"seeds": [0, 0]}, "names something twice"),
+        ({"seeds": [0, 0]}, "seeds names 0 twice"),
         ({"stpes": 3}, "stpes"),
         ({"grid": [{"methods": ["recycel"]}]}, "recycle"),
         ({"grid": [{"methods": ["rescale"]}]}, "takes no adapters"),
@@ -461,7 +461,8 @@ def test_coefficients_are_told_by_module(done: Path) -> None:
         ({"grid": [{"methods": ["recycle"], "selection": ["evaluaton"]}]}, "evaluation"),
         ({"grid": [{"methods": ["recycle"], "k": [0]}]}, "greater than or equal to 1"),
         ({"pace": {"stepz": 3}}, "steps"),
-        ({"margin": 0}, "margin"),
+        ({"margin": 0}, "margin is 0: "),
+        ({"keep": "bset"}, "keep is 'bset': "),
     ],
 )
 def test_refused_by_name(fields: Fields, other: Fields, said: str) -> None:
@@ -495,6 +496,24 @@ def test_two_studies_do_not_share_a_folder(done: Path, fields: Fields, settings:
     request = StudyRequest(config_of(fields, "test"), done)
     with request.store().locked(), pytest.raises(InputError, match="another study"):
         run(fields, settings, done)
+
+
+def test_paths_of_flags_do_not_hang_on_where_it_runs(
+    fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the study.yaml that is kept can be run from anywhere."""
+    from recycle_cli.cli.study import _config
+
+    write_task(tmp_path / "here/mine")
+    (tmp_path / "here/model").mkdir()
+    (tmp_path / "study.yaml").write_text('{"tasks": ["other"], "grid": [{"methods": ["ties"]}]}')
+    monkeypatch.chdir(tmp_path / "here")
+    for file in (None, tmp_path / "study.yaml"):
+        flags: Fields = {"tasks": ["mine"], "base_model": "model"}
+        config = _config(file, flags, {}, None, None)
+        assert config.tasks == (str(tmp_path / "here/mine"),)
+        assert config.base_model == str(tmp_path / "here/model")
+    assert _config(None, {"tasks": ["mine"]}, {}, None, None).base_model == "smollm2"
 
 
 def names(config: StudyConfig) -> list[str]:

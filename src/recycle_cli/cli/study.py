@@ -189,7 +189,7 @@ def _config(
     steps: int | None,
 ) -> "StudyConfig":
     """The study, from its file and the flags, which win."""
-    from recycle_cli.workflows.study_config import config_of, read_config
+    from recycle_cli.workflows.study_config import anchored, config_of, read_config
 
     if file is not None and grid:
         option = {"methods": "--method", "with_target": "--target", "controls": "--control"}
@@ -203,6 +203,7 @@ def _config(
         fields["pool"] = {"ids_from": str(ids_from)}
     if steps is not None:
         fields["pace"] = fields["target"] = {"steps": steps}
+    fields = anchored(fields, Path.cwd())
     if file is not None:
         return read_config(file, fields)
     if "tasks" not in fields:
@@ -220,6 +221,8 @@ def _controls(names: list[str] | None) -> list[str] | None:
     for name in names or ():
         if name not in (*CONTROLS, "none"):
             raise InputError(f"--control is {name!r}", f"use {', '.join(CONTROLS)} or none")
+    if names and "none" in names and len(names) > 1:
+        raise InputError(f"--control is {' and '.join(names)}", "name controls, or none alone")
     return [] if names == ["none"] else names
 
 

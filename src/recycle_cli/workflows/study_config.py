@@ -203,8 +203,8 @@ class StudyConfig(_Fields):
                 raise unknown_name("field of pace", name, PACE)
         for field in ("tasks", "seeds"):
             values = [str(value) for value in getattr(self, field)]
-            if len(set(values)) < len(values):
-                raise ValueError(f"{field} names something twice")
+            if twice := next((value for value in values if values.count(value) > 1), None):
+                raise ValueError(f"{field} names {twice} twice")
         return self
 
 
@@ -222,9 +222,11 @@ def config_of(fields: dict[str, Any], where: str) -> StudyConfig:
         return StudyConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"]) or "a field"
+        field, value = ".".join(str(step) for step in first["loc"]), first["input"]
+        seen = f" is {value!r}" if field and isinstance(value, str | int | float | None) else ""
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {field}: {message}", HINT) from error
+        named = f"{field}{seen}: " if field else ""
+        raise InputError(f"{where}: {named}{message}", HINT) from error
 
 
 def read_config(path: Path, instead: dict[str, Any] | None = None) -> StudyConfig:
@@ -249,11 +251,16 @@ def read_config(path: Path, instead: dict[str, Any] | None = None) -> StudyConfi
         raise InputError(f"{where} is not YAML", HINT) from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} does not hold fields", HINT)
-    return config_of({**_anchored(fields, path.absolute().parent), **(instead or {})}, str(path))
+    return config_of({**anchored(fields, path.absolute().parent), **(instead or {})}, str(path))
 
 
-def _anchored(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields with paths that do not hang on where the command runs."""
+def anchored(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields with paths that do not hang on where the command runs.
+
+    Args:
+        fields: as of `StudyConfig`.
+        folder: what relative paths are taken from.
+    """
     found = dict(fields)
     tasks, pool = found.get("tasks"), found.get("pool")
     if isinstance(tasks, list):
@@ -261,6 +268,8 @@ def _anchored(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(pool, dict):
         places = {key: _at(folder, pool[key]) for key in ("ids_from", "folder") if key in pool}
         found["pool"] = {**pool, **places}
+    if found.get("base_model", EMBEDDED_NAME) != EMBEDDED_NAME:
+        found["base_model"] = _at(folder, found["base_model"])
     return found
 
 
