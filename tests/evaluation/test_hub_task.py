@@ -13,7 +13,9 @@ import yaml
 from support.data_sets import COMMIT, Part, pairs, put_in_cache, use_cache, write_data
 from support.tasks import write_rows
 
+import recycle_cli
 from recycle_cli.errors import ExitCode, InputError
+from recycle_cli.evaluation.hub_task import HubTask, Splits
 from recycle_cli.evaluation.tasks import Row, Task, load_task, load_task_fields, training_split
 
 
@@ -458,3 +460,14 @@ def test_nothing_is_fetched_where_the_cache_has_to_do(
     put_in_cache(cache, "lab/cats", write_data(tmp_path / "data", train=pairs(12)))
     assert len(load_task_fields(HUB, cached_only=True).train) == 10
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_the_page_on_tasks_shows_a_task() -> None:
+    page = Path(recycle_cli.__file__).parents[2] / "docs" / "tasks.md"
+    section = page.read_text(encoding="utf-8").partition("## Data sets of the Hub")[2]
+    fields = yaml.safe_load(section.partition("```yaml\n")[2].partition("```")[0])
+    assert fields.keys() | {"name"} == HubTask.model_fields.keys() | {"name", "metric"}
+    own = {name: value for name, value in fields.items() if name in HubTask.model_fields}
+    assert HubTask.of(own, "the page").splits == Splits(
+        train="train[:80%]", valid="validation", test="train[80%:]"
+    )
