@@ -1,6 +1,7 @@
 """Every way to select, through the real command on a pool of PEFT adapters."""
 
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -11,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support.adapters import write_peft_adapter
 from support.command import RECYCLE, Recycle, assert_refused
 from support.pico import MLP
@@ -20,7 +23,7 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import encode_examples
 from recycle_cli.engine.gradients import weight_gradients
 from recycle_cli.evaluation.tasks import load_task, training_split
-from recycle_cli.lora.folder import read_adapter
+from recycle_cli.lora.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from recycle_cli.selection.catalog import METHODS
 from recycle_cli.selection.similarity import Target, similarity
 from recycle_cli.store.answers import AnswerBook
@@ -328,6 +331,79 @@ def test_it_explains(crawled: Recycle, task: Path, base: tuple[str, Path]) -> No
     said = crawled("select", "--task", task, *base, "--explain").stdout
     assert "share of rows answered right" in said
     assert "4 passes of the model over 128 rows in all" in said
+    assert "below the cut" not in said
+
+
+def test_it_tells_who_is_below_the_cut_and_who_ties_there(
+    crawled: Recycle, base: tuple[str, Path]
+) -> None:
+    """Ranks are 8, 4, 4 and 2."""
+    words = ("select", "--method", "rank", *base, "-k", 2)
+    whole = order(crawled(*words[:-1], 4, "--json").document)
+    assert (whole[0], whole[3]) == ("lab/rslora", "shop/mlp")
+    taken, below = crawled(*words, "--explain").stdout.split("below the cut, the first of 2")
+    assert [name in taken for name in whole] == [True, True, False, False]
+    assert below.index(whole[2]) < below.index(whole[3])
+    assert "2 adapters share the last score that was taken; 1 of them did not come in" in below
+    assert "below the cut" not in crawled(*words).stdout
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("card", "popularity")])
+def test_what_cannot_be_used_is_left_out_alone(
+    recycle: Recycle,
+    pico_folder: Path,
+    task: Path,
+    target: Path,
+    base: tuple[str, Path],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    folders = [write_peft_adapter(tmp_path / f"{at}", pico_folder, at) for at in range(5)]
+    holds_nan, is_dora, is_cut = folders[1:4]
+    weights = load_file(holds_nan / WEIGHTS_FILE)
+    next(reversed(weights.values()))[0, 0] = math.nan
+    save_file(weights, holds_nan / WEIGHTS_FILE)
+    config = json.loads((is_dora / CONFIG_FILE).read_text())
+    (is_dora / CONFIG_FILE).write_text(json.dumps({**config, "use_dora": True}))
+    (is_cut / WEIGHTS_FILE).write_bytes((is_cut / WEIGHTS_FILE).read_bytes()[:-9])
+
+    method = METHODS[name]
+    words = ["--task", task] if method.needs_task else []
+    words += ["--target", target] if method.needs == "target" else []
+    line = ("select", *folders, "--method", name, "-k", 1, *words, *base, "--json")
+    document = recycle(*line).document
+    said = {left["id"]: left["reason"] for left in document["left_out"]}
+    assert "DoRA" in said.pop("2")
+    assert "cannot be read" in said.pop("3")
+    if name not in ("rank", "random"):  # which look at no number
+        assert "NaN" in said.pop("1")
+    assert order(document)[0] in ("0", "1", "4")
+    assert all(reason.startswith("it went out") for reason in said.values())
+
+
+def test_an_adapter_of_other_shapes_than_the_target_is_left_out(
+    recycle: Recycle, pico_folder: Path, target: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    good = write_peft_adapter(tmp_path / "good", pico_folder, 1, target_modules=list(MLP))
+    wide = write_peft_adapter(tmp_path / "wide", pico_folder, 2, target_modules=list(MLP))
+    weights = load_file(wide / WEIGHTS_FILE)
+    key = next(key for key in weights if "up_proj.lora_B" in key)
+    save_file({**weights, key: torch.ones(99, 4)}, wide / WEIGHTS_FILE)
+    words = ("--target", target, *base, "--json")
+    document = recycle("select", good, wide, "--method", "cosine", *words).document
+    assert order(document) == ["good"]
+    (left,) = document["left_out"]
+    assert left["reason"].endswith("up_proj has another shape in the target LoRA")
+
+
+def test_the_index_says_nothing_of_an_adapter_that_is_not_in_it(
+    crawled: Recycle, pico_folder: Path, task: Path, base: tuple[str, Path], tmp_path: Path
+) -> None:
+    stranger = write_peft_adapter(tmp_path / "stranger", pico_folder, 50)
+    words = ("--method", "card", "--task", task, *base, "--json")
+    document = crawled("select", stranger, "lab/plain", *words).document
+    assert order(document) == ["lab/plain"]
+    assert document["left_out"] == [{"id": "stranger", "reason": "it is not in the index"}]
 
 
 @pytest.mark.parametrize(

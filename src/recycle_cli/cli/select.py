@@ -22,9 +22,13 @@ from recycle_cli.errors import InputError
 from recycle_cli.selection.catalog import AGGREGATES, METHODS, find_selection_method
 
 if TYPE_CHECKING:
-    from recycle_cli.records import SelectionDocument
+    from collections.abc import Sequence
+
+    from recycle_cli.records import ScoredAdapter, SelectionDocument
+    from recycle_cli.workflows.select_document import Selection
 
 HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+BELOW_SHOWN = 3
 COMPARING = ", ".join(method.name for method in METHODS.values() if method.needs == "target")
 
 
@@ -102,7 +106,9 @@ def select(
     ] = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Tell what the scores mean, what was left out, the cost."),
+        typer.Option(
+            "--explain", help="Tell who is below the cut, what the scores mean, the cost."
+        ),
     ] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -111,8 +117,7 @@ def select(
     from recycle_cli.evaluation.tasks import load_task
     from recycle_cli.store.catalog import AdapterQuery
     from recycle_cli.workflows.adapters import resolve_names
-    from recycle_cli.workflows.select import pool_of
-    from recycle_cli.workflows.select import select as run
+    from recycle_cli.workflows.select import pool_of, rank_pool
     from recycle_cli.workflows.select_request import SelectRequest, check_request
 
     session: Session = context.obj
@@ -172,31 +177,47 @@ def select(
     check_request(request, pool)
     base = load_base(request.base_model, session) if request.runs_model_here else None
     with output.progress() as progress:
-        document = run(request, pool, base, session.settings, progress)
+        selection = rank_pool(request, pool, base, session.settings, progress)
     if json:
-        output.document(document)
-        return
-    output.table(
-        f"{len(document.adapters)} of {len(pool)} adapters by {method}",
-        ["adapter", "sha256", "role", "score", "log-likelihood"],
-        [(a.id, a.sha256[:8], a.role, a.score, a.log_likelihood) for a in document.adapters],
-    )
+        output.document(selection.document)
+    else:
+        _tell(output, selection, len(pool), explain)
+
+
+def _tell(output: Output, selection: "Selection", pool: int, explain: bool) -> None:
+    """Prints a selection for people."""
+    document, below = selection.document, selection.below
+    taken = f"{len(document.adapters)} of {pool} adapters by {document.method}"
+    _table(output, taken, document.adapters)
+    if explain and below:
+        _table(output, f"below the cut, the first of {len(below)}", below[:BELOW_SHOWN])
     if document.tied_at_cut:
-        output.text(f"{document.tied_at_cut} adapters left out score the same as the last taken")
+        last = document.adapters[-1].score
+        sharing = sum(adapter.score == last for adapter in document.adapters)
+        output.text(
+            f"{sharing + document.tied_at_cut} adapters share the last score that was taken; "
+            f"{document.tied_at_cut} of them did not come in"
+        )
     for left in document.left_out:
         output.text(f"left out: {left.id}: {left.reason}")
     if explain:
         _explain(output, document)
 
 
+def _table(output: Output, title: str, adapters: "Sequence[ScoredAdapter]") -> None:
+    output.table(
+        title,
+        ["adapter", "sha256", "role", "score", "log-likelihood"],
+        [(a.id, a.sha256[:8], a.role, a.score, a.log_likelihood) for a in adapters],
+    )
+
+
 def _explain(output: Output, document: "SelectionDocument") -> None:
     method, cost = find_selection_method(document.method), document.cost
     output.text(f"{method.name}: {method.summary} ({method.paper or 'our own'}).")
     output.text(f"{method.detail} Score: {method.formula}. Higher is better.")
-    output.text(
-        f"{cost.passes} passes of the model over {cost.rows_scored} rows in all, "
-        f"{cost.elapsed_s:.1f} s"
-    )
+    passes = f"{cost.passes} pass{'es' * (cost.passes != 1)} of the model"
+    output.text(f"{passes} over {cost.rows_scored} rows in all, {cost.elapsed_s:.1f} s")
     if cost.rows_of_full:
         output.text(f"every adapter on every row would be {cost.rows_of_full} rows")
     if cost.agreement is not None:

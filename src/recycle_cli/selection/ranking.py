@@ -22,9 +22,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The first k, best first, and how many adapters left out had the score of the last taken."""
+    """The first k, the others, each best first, and how many others have the score of the last one
+    taken."""
 
     taken: list[Score]
+    below: list[Score]
     tied_at_cut: int
 
 
@@ -44,6 +46,6 @@ def rank(scores: Sequence[Score], k: int) -> Ranking:
         k: how many to take, at least 1; fewer come back where there are fewer.
     """
     ordered = sorted(scores, key=_place)
-    taken, left = ordered[:k], ordered[k:]
-    tied = sum(score.value == taken[-1].value for score in left) if taken else 0
-    return Ranking(taken, tied)
+    taken, below = ordered[:k], ordered[k:]
+    tied = sum(score.value == taken[-1].value for score in below) if taken else 0
+    return Ranking(taken, below, tied)

@@ -71,9 +71,11 @@ class RowScores:
 
     def known(self, source: Source, rows: Sequence[Row]) -> Score | None:
         """A score that the index already holds, or None."""
-        if self._missing(source, rows):
+        try:
+            missing = self._missing(source, rows)
+        except RecycleError:  # no adapter whose answers could be there
             return None
-        return self._score(source, rows)
+        return None if missing else self._score(source, rows)
 
     def _missing(self, source: Source, rows: Sequence[Row]) -> tuple[Row, ...]:
         answers = self._book.of(self._context, _key(source))
