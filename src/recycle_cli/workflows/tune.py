@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 # The logits of the exported adapter are compared with those of the model as trained on this many
 # training rows.
 COMPARED_ROWS = 8
+# Where they differ by more than this, the adapter is another model than the trained one.
+ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,15 @@ def _read_back(job: Job) -> _Written:
     return _Written(routed, rank, weights_sha256(job.folder, ROUTED_WEIGHTS_FILE))
 
 
+def _lost(job: Job, base: "BaseModel", energy_kept: float) -> dict[str, float]:
+    """What is left of the model as trained in the adapter that is on it: its validation loss, and
+    the relative error of an update that was cut."""
+    from recycle_cli.engine.training import validation_loss
+
+    found = {"written_valid_loss": validation_loss(base, job.valid, job.train)}
+    return {**found, **({"relative_error": (1 - energy_kept) ** 0.5} if energy_kept < 1 else {})}
+
+
 def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> TuneDocument:
     """Reads the adapter back, compares it with the model as trained, and writes the rest."""
     from recycle_cli.engine.routing import put_on
@@ -233,6 +244,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
     written = _read_back(job)
     with put_on(base, written.adapter):
         deviation = float((_compared_logits(job, base) - outcome.logits).abs().max())
+        lost = _lost(job, base, outcome.energy_kept) if deviation > ROUNDING else {}
     there = {str(p.relative_to(job.folder)) for p in job.folder.rglob("*") if not p.is_dir()}
     document = TuneDocument(
         method=request.method,
@@ -249,7 +261,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
         target=job.target.ref if job.target else None,
         best=BestStep(step=outcome.trained.best_step, valid_loss=outcome.trained.best_loss),
         history=outcome.trained.history,
-        figures=outcome.figures,
+        figures={**outcome.figures, **lost},
         rank=written.rank,
         energy_kept=outcome.energy_kept,
         max_logit_deviation=deviation,
