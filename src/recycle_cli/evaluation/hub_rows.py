@@ -90,18 +90,21 @@ class RowMaker:
         texts = {name: _shown(fields[column], column, where) for name, column in columns.items()}
         return SEPARATOR.join(f"{name} - {text}" for name, text in texts.items() if text.strip())
 
-    def _answer(self, value: Any, where: str) -> str | None:
-        """The text of an answer; None where the row has none, which data sets say with -1 too."""
+    def _answer(self, value: Any, where: str) -> str:
+        """The text of an answer. That there is none data sets say with -1 too."""
         column = self.columns.output
-        if value is None:
-            return None
         if isinstance(value, list | dict):
             raise InputError(
                 f"{where}: {column!r} is {described(value)}, not an answer", COLUMN_HINT
             )
-        name = as_text(value)
+        name = "" if value is None else as_text(value)
         if self.class_names is not None and isinstance(value, int):
             name = self.class_names[value] if value >= 0 else ""
+        if not name.strip():
+            raise InputError(
+                f"{where} has no answer: {column!r} is {described(value)}",
+                "leave such rows out, leave_out: [unusable]; or name a part with answers in splits",
+            )
         if not self.labels:
             return name
         label = self.labels.get(as_text(value), self.labels.get(name))

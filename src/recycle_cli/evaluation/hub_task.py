@@ -269,11 +269,12 @@ def _picked(
         seen: inputs that are left out, as `comparable` has them.
 
     Raises:
-        InputError: there is none, or more are of no use than are.
+        InputError: there is none, or more of them are of no use than not.
     """
     longest = task.max_characters or sys.maxsize
     found: list[Row] = []
     unusable: list[InputError] = []
+    usable = 0
     all_used = limit is None or limit >= len(table)
     for number, fields in table.fields(range(len(table)) if all_used else table.shuffled(SEED)):
         if len(found) == limit:
@@ -285,11 +286,12 @@ def _picked(
                 raise
             unusable.append(error)
             continue
+        usable += 1
         if len(row.input) <= longest and comparable(row.input) not in seen:
             found.append(row)
-    if len(unusable) > len(found):
+    if len(unusable) > usable:
         raise InputError(
-            f"{len(unusable)} rows of {table.name} are of no use, and {len(found)} are, as "
+            f"{len(unusable)} rows of {table.name} are of no use, and {usable} are, as "
             f"{unusable[0].message}",
             unusable[0].hint,
         )
