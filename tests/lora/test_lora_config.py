@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from recycle_cli.errors import ExitCode
@@ -172,3 +173,18 @@ def test_a_pattern_is_looked_up_as_peft_does(key: str, module: str) -> None:
     config = parse(PLAIN | {"alpha_pattern": {key: 7}})
     matches = re.match(rf"(.*\.)?({key})$", module) is not None
     assert (config.alpha_of(module) == 7) == matches
+
+
+@pytest.mark.parametrize("layers", [None, [], 0, [1], [0, 1]])
+@pytest.mark.parametrize("excluded", [None, ["v_proj"], [Q0]])
+@pytest.mark.parametrize(
+    "targets", [["q_proj"], [Q0], [Q0, "v_proj"], ["layers.1.self_attn.v_proj"]]
+)
+def test_modules_are_passed_over_as_peft_passes_over_them(
+    targets: list[str], excluded: list[str] | None, layers: int | list[int] | None
+) -> None:
+    given_fields = {"target_modules": targets, "exclude_modules": excluded}
+    config = parse(PLAIN | given_fields | {"layers_to_transform": layers})
+    theirs = LoraConfig(**given_fields, layers_to_transform=layers)
+    for module in (Q0, Q0.replace("0", "1"), V1, V1.replace("1", "0")):
+        assert config.leaves_out(module) == (not check_target_module_exists(theirs, module)), module

@@ -73,6 +73,8 @@ class AdapterConfig:
             return True
         if not self._excluded.isdisjoint(ends):
             return True
+        if self.targets_listed and module in self._targets:
+            return False  # named in full, it is adapted whatever its layer
         numbers = [int(part) for part in module.split(".") if part.isdigit()]
         return self.layers is not None and bool(numbers) and numbers[0] not in self.layers
 
@@ -278,7 +280,7 @@ def _layers(value: Any) -> tuple[int, ...] | None:
         raise AdapterProblem(
             "bad_config", f"layers_to_transform is {_short(value)}, not numbers of layers"
         )
-    return tuple(numbers)
+    return tuple(numbers) or None  # with none listed, PEFT adapts all
 
 
 def _base_model(value: Any) -> str | None:
