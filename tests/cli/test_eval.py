@@ -78,6 +78,15 @@ def test_several_tasks_have_a_mean_and_one_family_of_p_values(
     assert documents[7]["paired"]["tasks"] == 2
 
 
+def test_the_same_rows_do_not_count_twice(
+    crawled: Recycle, words: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Six copies of a task would pass for six tasks."""
+    copy = write_task(tmp_path / "copy")
+    done = crawled("eval", "lab/plain", *words, "--task", copy, succeeds=False)
+    assert_refused(done, 2, f"{copy} are the same rows, which would count twice")
+
+
 def test_metrics_of_a_task_of_ones_own(
     crawled: Recycle, words: tuple[object, ...], tmp_path: Path
 ) -> None:

@@ -484,6 +484,8 @@ def test_refused_before_anything_runs(fields: Fields, settings: Settings, tmp_pa
     assert "no study wrote" in refused({}, tmp_path / "full")
     assert "no folder of a study" in refused({}, reuse=(tmp_path / "full",))
     assert "--jobs and --ray" in refused({}, jobs=2, ray="auto")
+    copies = [str(write_task(tmp_path / name)) for name in ("one", "two")]
+    assert "the same rows" in refused({"tasks": copies})
     leaky = write_task(tmp_path / "leaky")
     rows = (leaky / "train.jsonl").read_text().splitlines(keepends=True)
     (leaky / "test.jsonl").write_text("".join(rows[:3]))

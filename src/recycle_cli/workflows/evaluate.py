@@ -13,7 +13,7 @@ from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.evaluate_models import BASE, Contender, MergedModel, find_contender
 from recycle_cli.workflows.evaluate_results import Ask, AskedTask, Result, TaskOptions
 from recycle_cli.workflows.evaluate_tables import Scored, compared, mean_documents
-from recycle_cli.workflows.evaluate_tasks import ask
+from recycle_cli.workflows.evaluate_tasks import ask, check_no_task_twice
 from recycle_cli.workflows.provenance import Clock, shown
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class EvalRequest:
         words += ["--include-path", self.include_path] if self.include_path else []
         if self.num_fewshot is not None:
             words += ["--num-fewshot", str(self.num_fewshot)]
+        words += ["--seed", str(self.seed)] if self.seed else []
         if self.max_new_tokens != EvalRequest.max_new_tokens:
             words += ["--max-new-tokens", str(self.max_new_tokens)]
         return words
@@ -189,9 +190,10 @@ def check_request(request: EvalRequest, sources: Sequence[Source]) -> set[str]:
         The names of all metrics that it computes.
 
     Raises:
-        InputError: as `evaluate`; or an option is given that no task takes.
+        InputError: as `evaluate`; a task is named twice; or an option is given that no task takes.
     """
     find_contender(request.baseline, contenders_of(request, sources), "the baseline")
+    check_no_task_twice(request.tasks)
     if all(isinstance(task, Task) for task in request.tasks):
         for option, given in (
             ("--num-fewshot", request.num_fewshot is not None),

@@ -1,8 +1,10 @@
 """What `recycle eval` scores on: tasks of one's own, and lm-eval's by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recycle_cli.errors import InputError
 from recycle_cli.evaluation.tasks import Task, load_task
 from recycle_cli.progress import Progress
 from recycle_cli.workflows.evaluate_named import LmEvalTask
@@ -49,3 +51,24 @@ def ask(task: "Task | NamedTask", options: TaskOptions) -> AskedTask:
         InputError: it has no test rows or leaks them, or the metric does not fit.
     """
     return OwnTask(task, options) if isinstance(task, Task) else LmEvalTask(task, options)
+
+
+def check_no_task_twice(tasks: "Sequence[Task | NamedTask]") -> None:
+    """Checks that no rows are counted twice, as more than there are.
+
+    Raises:
+        InputError: two tasks are the same, under one name or two.
+    """
+    first: dict[str, Task | NamedTask] = {}
+    for task in tasks:
+        same = first.setdefault(task.sha256 if isinstance(task, Task) else task.name, task)
+        if same is not task:
+            names = f"{_place(same)} and {_place(task)}"
+            raise InputError(
+                f"the tasks {names} are the same rows, which would count twice",
+                "name each task once",
+            )
+
+
+def _place(task: "Task | NamedTask") -> str:
+    return str(task.path) if isinstance(task, Task) else task.name

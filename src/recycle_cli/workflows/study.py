@@ -10,6 +10,7 @@ from recycle_cli.lora.base_names import base_name_given
 from recycle_cli.progress import Progress
 from recycle_cli.records import StudyResults
 from recycle_cli.settings import Settings
+from recycle_cli.workflows.evaluate_tasks import check_no_task_twice
 from recycle_cli.workflows.hands import Hands, Lost, ManyProcesses, OwnHands, RayCluster, each
 from recycle_cli.workflows.licenses import license_warnings
 from recycle_cli.workflows.output_folder import RECORD_FILE, write_record
@@ -107,6 +108,7 @@ def check_study(request: StudyRequest, settings: Settings) -> Material:
     if request.jobs > 1 and request.ray:
         raise InputError("--jobs and --ray both say who runs it", "leave one of them out")
     tasks = load_tasks(request.config)
+    check_no_task_twice(tasks)
     pool = find_pool(request.config.pool, request.base_model, settings)
     check_counts(arms_of(request.config), pool)
     return Material(tasks, pool)
