@@ -19,7 +19,10 @@ from recycle_cli.engine.store import STATE_FILE, Snapshot, Store
 from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
 from recycle_cli.progress import Progress, Silent
+from recycle_cli.tuning.catalog import METHODS
 from recycle_cli.tuning.choices import LR_SCHEDULES
+from recycle_cli.tuning.lora_catalog import OPTIONS, names_on
+from recycle_cli.tuning.lora_form import Setup, former_of, train_form
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
 from recycle_cli.tuning.target_lora import LoraRecipe, target_lora, train_target_lora
 from recycle_cli.tuning.tuned import fit
@@ -101,6 +104,21 @@ def of_lora(
     return start
 
 
+def of_form(
+    base: BaseModel, rows: Sequence[Sequence[Example]], plan: TrainingPlan, **given: str
+) -> Start:
+    settings = METHODS["lora"].settings(given, target=False)
+    recipe = LoraRecipe(rank=4, alpha=6, dropout=0.4, target_modules=("q_proj", "up_proj"))
+
+    def start(progress: Progress, store: Store | None) -> Ended:
+        setup = Setup(base, recipe, plan, rows[0])
+        with former_of(settings)(setup) as form:
+            trained, _ = train_form(setup, form, rows[1], plan, progress, store)
+            return trained, copy.deepcopy(dict(form.parameters))
+
+    return start
+
+
 def assert_same(one: Ended, other: Ended) -> None:
     assert one[0] == other[0]
     assert one[1].keys() == other[1].keys()
@@ -170,6 +188,18 @@ def test_a_target_lora_with_dropout(
     recipe = LoraRecipe(rank=3, alpha=6, dropout=0.4, target_modules=("q_proj", "up_proj"))
     plan = replace(PLAN, lr_schedule=schedule)
     assert_resumes(of_lora(pico_base, (examples, valid), plan, recipe), tmp_path, 7, 6)
+
+
+@pytest.mark.parametrize("name", names_on("optimizer"))
+def test_a_target_lora_by_every_optimizer(
+    pico_base: BaseModel, examples: list[Example], tmp_path: Path, name: str
+) -> None:
+    plan = replace(PLAN, lr=OPTIONS[name].pace.get("lr", PLAN.lr), weight_decay=0.0)
+    start = of_form(pico_base, (examples, examples), plan, optimizer=name)
+    trained, factors = start(Silent(), None)
+    assert trained.best_step > 0
+    assert all(factor.any() for key, factor in factors.items() if "lora_B" in key)
+    assert_resumes(start, tmp_path, 8, 6)
 
 
 def test_checkpointing_and_small_passes(
