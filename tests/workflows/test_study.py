@@ -461,6 +461,8 @@ def test_coefficients_are_told_by_module(done: Path) -> None:
         ({"grid": [{"methods": ["recycle"], "selection": ["evaluaton"]}]}, "evaluation"),
         ({"grid": [{"methods": ["recycle"], "k": [0]}]}, "greater than or equal to 1"),
         ({"pace": {"stepz": 3}}, "steps"),
+        ({"pace": {"lr": "fast"}}, "lr is 'fast'"),
+        ({"grid": [{"methods": [{"method": "recycle", "steps": -1}]}]}, "steps is -1"),
         ({"margin": 0}, "margin is 0: "),
         ({"keep": "bset"}, "keep is 'bset': "),
     ],
@@ -469,6 +471,30 @@ def test_refused_by_name(fields: Fields, other: Fields, said: str) -> None:
     with pytest.raises(InputError) as caught:
         config_of({**fields, **other}, "test")
     assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(fields: Fields) -> None:
+    grid = [{"methods": [{"method": "recycle", "lr": "1e-3"}]}]
+    config = config_of({**fields, "pace": {"lr": "5e-2", "steps": 3}, "grid": grid}, "test")
+    assert config.pace == {"lr": 0.05, "steps": 3}
+    assert config.grid[0].methods[0].pace == {"lr": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"study": {}}', "cannot be read"),
+        ('{"schema": "recycle.results/9"}', "this version reads"),
+        ('{"schema": "recycle.results/1"}', "bad field"),
+    ],
+)
+def test_damaged_results_are_no_report(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        report(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_refused_before_anything_runs(fields: Fields, settings: Settings, tmp_path: Path) -> None:

@@ -230,10 +230,16 @@ def report(folder: Path) -> StudyResults:
     file = folder / RESULTS_FILE
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = str(fields["schema"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{file} cannot be read: {error}", "name the folder of a study that was run"
         ) from error
+    if schema != StudyResults.schema_name():
+        raise InputError(
+            f"{file} is a {schema!r}; this version reads {StudyResults.schema_name()!r}",
+            "use the version of recycle that wrote it",
+        )
     results = StudyResults.from_fields(fields, str(file))
     _write_report(results, folder)
     return results

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.lora.base_names import EMBEDDED_NAME
@@ -24,6 +24,30 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PaceChoice(_Fields):
+    """What is said of a pace: fields of `Pace`; None leaves them at the method's."""
+
+    lr: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    lr_schedule: str | None = None
+    warmup: Annotated[float, Field(ge=0, le=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    eval_every: Count | None = None
+    patience: Count | None = None
+
+
+def _pace(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a pace, with the numbers that YAML takes for text, such as 1e-3."""
+    try:
+        read = PaceChoice.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
+    return {k: getattr(read, k) if isinstance(v, str) else v for k, v in fields.items()}
 
 
 class MethodChoice(_Fields):
@@ -47,7 +71,7 @@ class MethodChoice(_Fields):
     @property
     def pace(self) -> dict[str, Any]:
         """How long and how fast it trains."""
-        return {name: value for name, value in self.given.items() if name in PACE}
+        return _pace({name: value for name, value in self.given.items() if name in PACE})
 
     @property
     def merges(self) -> bool:
@@ -79,6 +103,7 @@ class MethodChoice(_Fields):
         if found.takes != "adapters":
             raise ValueError(f"{self.method} takes no adapters; it is run as a control or a target")
         found.settings(self.parameters, True, False)
+        _pace(self.pace)
         return self
 
 
@@ -108,7 +133,7 @@ class GridBlock(_Fields):
         return self
 
 
-class TargetChoice(_Fields):
+class TargetChoice(PaceChoice):
     """The target LoRA: its shape and pace; None leaves them at the paper's (arXiv 2602.12323)."""
 
     rank: Count | None = None
@@ -116,15 +141,6 @@ class TargetChoice(_Fields):
     dropout: float | None = None
     use_rslora: bool = False
     target_modules: tuple[str, ...] = ()
-    lr: float | None = None
-    steps: Annotated[int, Field(ge=0)] | None = None
-    batch_size: Count | None = None
-    lr_schedule: str | None = None
-    warmup: float | None = None
-    weight_decay: float | None = None
-    max_grad_norm: float | None = None
-    eval_every: Count | None = None
-    patience: Count | None = None
 
     @property
     def pace(self) -> dict[str, Any]:
@@ -196,11 +212,16 @@ class StudyConfig(_Fields):
     max_memory: Count | None = None
     fast: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name in self.pace:
+    @field_validator("pace", mode="after")
+    @classmethod
+    def _check_pace(cls, pace: dict[str, Any]) -> dict[str, Any]:
+        for name in pace:
             if name not in PACE:
                 raise unknown_name("field of pace", name, PACE)
+        return _pace(pace)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         for field in ("tasks", "seeds"):
             values = [str(value) for value in getattr(self, field)]
             if twice := next((value for value in values if values.count(value) > 1), None):
@@ -224,7 +245,7 @@ def config_of(fields: dict[str, Any], where: str) -> StudyConfig:
         first = error.errors()[0]
         field, value = ".".join(str(step) for step in first["loc"]), first["input"]
         seen = f" is {value!r}" if field and isinstance(value, str | int | float | None) else ""
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
         named = f"{field}{seen}: " if field else ""
         raise InputError(f"{where}: {named}{message}", HINT) from error
 
