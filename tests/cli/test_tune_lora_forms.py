@@ -1,0 +1,237 @@
+"""Architectures, schedules and allocations of a LoRA, on the real command."""
+
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from support.command import RECYCLE, Done, Recycle, assert_refused
+from support.folders import logits_of
+from transformers import AutoModelForCausalLM
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.errors import InputError
+from recycle_cli.lora.folder import read_adapter, weights_sha256
+from recycle_cli.tuning.choices import PROXIES
+from recycle_cli.tuning.lora_allocations import proxies
+from recycle_cli.tuning.lora_catalog import AXES, OPTIONS, check_combination, names_on
+
+SHAPE = ("--rank", 4, "--target-module", "q_proj", "--target-module", "down_proj")
+PACE = ("--steps", 4, "--eval-every", 2, "--batch-size", 4, "--rows", 20)
+AXIS = ("architecture", "schedule", "allocation")
+FORMS = [(axis, name) for axis in AXIS for name in names_on(axis) if name != AXES[axis]]
+FULL = 32
+"""The smaller side of the modules above: the rank of what no small LoRA equals."""
+RANKS = {"dual": FULL, "dora": FULL, "res-bs": 8, "rac": 16, "cola": 16, "hetero": 16, "adalora": 6}
+INEXACT = ("res-ms", "res-is")
+
+
+class Tune:
+    """`recycle tune` on the small task and the pico model."""
+
+    def __init__(self, recycle: Recycle, task: Path, base: Path) -> None:
+        self.recycle = recycle
+        self.common = ("--task", task, "--base-model", base)
+
+    def __call__(self, *words: object, out: str = "new", succeeds: bool = True) -> Done:
+        return self.recycle("tune", *self.common, *words, "--out", out, "--json", succeeds=succeeds)
+
+
+@pytest.fixture
+def tune(recycle: Recycle, task: Path, pico_folder: Path) -> Tune:
+    return Tune(recycle, task, pico_folder)
+
+
+@pytest.mark.parametrize(("axis", "name"), FORMS)
+def test_every_form_ends_as_a_folder_that_peft_computes_the_same_with(
+    tune: Tune, pico_base: BaseModel, pico_folder: Path, axis: str, name: str
+) -> None:
+    document = tune(*SHAPE, *PACE, "--warmup", 0, "--lr", 0.02, f"--{axis}", name).document
+    assert document["best"]["step"] > 0
+    assert document["best"]["valid_loss"] < document["history"][0][1]
+    if name not in INEXACT:
+        assert document["max_logit_deviation"] < 1e-4
+    # Of the best step; a chain has no more blocks than steps.
+    assert document["rank"] <= RANKS.get(name, 4)
+    if name in ("dual", "dora", "res-bs", "hetero"):
+        assert document["rank"] == RANKS[name]
+    assert document["energy_kept"] == 1
+    settings = document["settings"]
+    own = {axis: name, **OPTIONS[name].defaults}
+    assert {key: settings[key] for key in own} == own
+    assert f"--{axis} {name}" in shlex.join(document["command"])
+    folder = Path(document["path"])
+    assert OPTIONS[name].paper in (folder / "README.md").read_text(encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(pico_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        loaded: Any = PeftModel.from_pretrained(model, folder).eval()
+    texts = ("Which colour has item 5?",)
+    moved = logits_of(loaded, pico_base.tokenizer, texts)
+    before = logits_of(pico_base.model, pico_base.tokenizer, texts)
+    assert float((moved - before).abs().max()) > 1e-4
+    again = tune.recycle(*map(str, document["command"][1:]), "--json", "--force").document
+    assert again["sha256"] == document["sha256"] == weights_sha256(folder)
+    # What was written goes on into the rest of the program.
+    merged = tune.recycle("merge", folder, "--rank", 2, "--out", "cut", "--json").document
+    assert merged["rank"] == 2
+
+
+@pytest.mark.parametrize("name", ["dual", "dora", "cola"])
+def test_an_export_of_a_lower_rank_tells_what_it_lost(tune: Tune, name: str) -> None:
+    axis = OPTIONS[name].axis
+    words = (*SHAPE, *PACE, "--warmup", 0, "--lr", 0.02, f"--{axis}", name)
+    whole = tune(*words).document
+    cut = tune(*words, "--export-rank", 3, out="cut").document
+    assert cut["rank"] == 3
+    updates = [read_adapter(Path(document["path"])).update for document in (whole, cut)]
+    lost = all_of = 0.0
+    for path, piece in updates[0].items():
+        dense = piece.dense().double()
+        lost += float((dense - updates[1][path].dense().double()).square().sum())
+        all_of += float(dense.square().sum())
+    assert 1 - cut["energy_kept"] == pytest.approx(lost / all_of, rel=1e-3)
+    assert cut["max_logit_deviation"] > whole["max_logit_deviation"]
+    assert cut["figures"]["relative_error"] == pytest.approx((lost / all_of) ** 0.5, rel=1e-3)
+    assert cut["figures"]["written_valid_loss"] != cut["best"]["valid_loss"]
+    assert "written_valid_loss" not in whole["figures"]
+    card = (Path(cut["path"]) / "README.md").read_text(encoding="utf-8")
+    assert f"{cut['energy_kept']:.2%} of the energy is kept" in card
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--proxy", "constant"),
+        ("--proxy", "snip", "--proxy-steps", 2),
+        ("--proxy", "synflow", "--proxy-steps", 2),
+        ("--reallocate-every", 2),
+        ("--schedule", "copra"),
+        ("--architecture", "dual"),
+        ("--architecture", "res-bs", "--previous", 1),
+        ("--architecture", "dora"),
+        ("--optimizer", "rite"),
+        ("--reallocate-every", 2, "--optimizer", "loraplus"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_hetero_goes_with_the_other_axes(tune: Tune, words: tuple[object, ...]) -> None:
+    common = (*SHAPE, *PACE, "--warmup", 0, "--lr", 0.02, "--allocation", "hetero")
+    document = tune(*common, "--share", 0.5, *words).document
+    adapted = read_adapter(Path(document["path"])).update
+    assert 0 < len(adapted) < 4
+    if "--reallocate-every" in words:
+        assert document["figures"]["scorings"] == 2
+    else:
+        assert 0.9 < document["figures"]["share_of_uniform"] <= 1
+    assert document["figures"]["modules_on"] == len(adapted)
+
+
+def test_options_that_do_not_go_together_are_named(tune: Tune) -> None:
+    refused = set()
+    for one, other in itertools.combinations(FORMS, 2):
+        if one[0] == other[0]:
+            continue
+        given = dict((one, other))
+        words = [word for axis, name in given.items() for word in (f"--{axis}", name)]
+        try:
+            check_combination(given)
+        except InputError:
+            refused.add((one[1], other[1]))
+            done = tune(*SHAPE, *PACE, *words, succeeds=False)
+            assert_refused(done, 2, "cannot be combined with", one[1], other[1])
+    assert ("dual", "rac") in refused
+    assert ("dual", "hetero") not in refused
+    assert len(refused) == 25
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--allocation", "hetero", "--proxy", "snip"), "B is zero in every module"),
+        (
+            ("--allocation", "hetero", "--proxy", "synflow", "--reallocate-every", 2),
+            "use --proxy grad-norm",
+        ),
+        (
+            ("--allocation", "hetero", "--reallocate-every", 2, "--proxy-steps", 2),
+            "--proxy-steps has no effect",
+        ),
+        (
+            ("--allocation", "hetero", "--reallocate-every", 2, "--schedule", "copra"),
+            "--schedule copra is another way",
+        ),
+        (
+            ("--allocation", "hetero", "--reallocate-every", 2, "--architecture", "dora"),
+            "--architecture dora is another way",
+        ),
+        (("--allocation", "hetero", "--proxy", "grad"), "did you mean grad-norm"),
+        (("--allocation", "hetero", "--share", 0), "--share"),
+        (("--blocks", 3), "use --schedule rac or --schedule cola"),
+        (("--schedule", "cola", "--previous", 3), "--architecture res-bs"),
+        (("--architecture", "dual", "--rank", 1), "use a --rank of 2 or more"),
+        (("--architecture", "dual", "--rslora"), "leave out --rslora"),
+        (("--architecture", "res-ms", "--gradient-checkpointing"), "use --architecture res-bs"),
+        (("--allocation", "adalora", "--rslora"), "finds the ranks itself"),
+        (("--architecture", "res", "--rank", 2), "did you mean"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(tune: Tune, words: tuple[object, ...], said: str) -> None:
+    done = tune(*PACE, *words, succeeds=False)
+    assert_refused(done, 2, said)
+
+
+def test_the_catalog_and_the_code_know_the_same_proxies() -> None:
+    assert tuple(proxies.PROXIES) == PROXIES
+
+
+def test_block_shortcuts_go_with_gradient_checkpointing(tune: Tune) -> None:
+    words = (*SHAPE, *PACE, "--dropout", 0, "--lr", 0.02, "--architecture", "res-bs")
+    plain = tune(*words).document
+    again = tune(*words, "--gradient-checkpointing", out="again").document
+    updates = [read_adapter(Path(document["path"])).update for document in (plain, again)]
+    for path, piece in updates[0].items():
+        torch.testing.assert_close(piece.dense(), updates[1][path].dense(), rtol=0, atol=1e-4)
+
+
+KILLED = [
+    ("--architecture", "res-ms"),
+    ("--schedule", "rac"),
+    ("--allocation", "hetero", "--reallocate-every", "3"),
+]
+
+
+@pytest.mark.parametrize("words", KILLED, ids=lambda words: words[1])
+def test_a_killed_run_ends_as_the_undisturbed_one(
+    tune: Tune, tmp_path: Path, task: Path, pico_folder: Path, words: tuple[str, ...]
+) -> None:
+    line = [*SHAPE, "--steps", 40, "--eval-every", 2, "--batch-size", 2, "--lr", 0.01]
+    line += [*words, "--patience", 1000, "--dropout", 0.2]
+    expected = tune(*line, out="whole").document
+    common = ["--task", task, "--base-model", pico_folder, "--out", "killed"]
+    command = [*RECYCLE, "tune", *map(str, [*line, *common])]
+    kept = tmp_path / ".killed.unfinished/lora/state.safetensors"
+    environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not kept.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    done = tune(*line, "--resume", out="killed")
+    assert "going on from step" in done.stderr
+    assert done.document["sha256"] == expected["sha256"]
+    assert json.dumps(done.document["history"]) == json.dumps(expected["history"])
+    assert done.document["figures"] == expected["figures"]
