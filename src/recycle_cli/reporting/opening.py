@@ -106,7 +106,7 @@ def _decided(index: StudyIndex) -> str:
             steps.append("Then task by task: a gain has to show on most tasks, not on a few.")
         steps.append(
             "A difference counts as real only if luck would produce one this large less than once "
-            "in 20 times, with allowance made for how many comparisons were tried."
+            "in 20 times (p below 0.05), with allowance made for how many comparisons were tried."
         )
     if any(arm.role == "control" for arm in index.arms.values()):
         steps.append(
