@@ -137,7 +137,7 @@ def tune(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="AdamW's decoupled decay: 0.")
+        float | None, typer.Option("--weight-decay", help="Decoupled weight decay: 0.")
     ] = None,
     max_grad_norm: Annotated[
         float | None, typer.Option("--max-grad-norm", help="Gradients are clipped to this norm: 1.")

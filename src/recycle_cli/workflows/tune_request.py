@@ -10,7 +10,7 @@ from recycle_cli.evaluation.tasks import Task, training_split
 from recycle_cli.parameters import Parameter, Value
 from recycle_cli.tuning.catalog import NGOPT, Pace, TuningMethod, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
-from recycle_cli.tuning.lora_catalog import AUTO, PRESETS, find_preset, lora_pace
+from recycle_cli.tuning.lora_catalog import AUTO, PRESETS, RANK_GRID, find_preset, lora_pace
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.output_folder import check_output, check_save_dtype
@@ -139,7 +139,10 @@ class TuneRequest:
     def shape_in_force(self) -> dict[str, Any]:
         """What the request and its preset say of the LoRA's shape."""
         preset = PRESETS[self.preset].shape if self.preset else {}
-        return {**preset, **{n: v for n, v in vars(self.lora).items() if v is not None}}
+        # Until it is found, the largest stands for it: what fits then fits with all.
+        widest = {RANK: RANK_GRID[-1]} if RANK in self.auto else {}
+        own = {name: value for name, value in vars(self.lora).items() if value is not None}
+        return {**preset, **widest, **own}
 
     def of_target(self) -> "TuneRequest":
         """The request to train the target LoRA that this one begins with."""
