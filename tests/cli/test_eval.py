@@ -87,6 +87,11 @@ def test_the_same_rows_do_not_count_twice(
     assert_refused(done, 2, f"{copy} are the same rows, which would count twice")
 
 
+def test_the_recorded_command_draws_the_same(crawled: Recycle, words: tuple[object, ...]) -> None:
+    (document, *_) = crawled("eval", "lab/plain", *words, "--rows", 5, "--seed", 3).documents
+    assert document["command"][-2:] == ["--seed", "3"]
+
+
 def test_metrics_of_a_task_of_ones_own(
     crawled: Recycle, words: tuple[object, ...], tmp_path: Path
 ) -> None:
