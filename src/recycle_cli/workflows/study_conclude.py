@@ -312,8 +312,8 @@ def _best_adapter(plan: Plan) -> str | None:
 
 
 def best_of(plan: Plan, task: str) -> Node | None:
-    """What made the adapter with the lowest validation loss on a task, controls apart; of equals the
-    first arm's, which is the target LoRA's. Of those with the first seed, since another one
+    """What made the adapter with the lowest validation loss on a task, controls apart: of equals
+    the first arm's, which is the target LoRA's; of those with the first seed, since another one
     validates on other rows."""
     found: list[tuple[float, Node]] = []
     for (arm, name, seed), node in _finished(plan):
