@@ -22,6 +22,8 @@ from support.tasks import write_task
 
 from recycle_cli.engine.base_model import linear_shapes
 from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.evaluation import verdict
+from recycle_cli.evaluation.verdict import decide
 from recycle_cli.progress import Silent
 from recycle_cli.records import StudyResults
 from recycle_cli.settings import Settings
@@ -308,6 +310,29 @@ def test_a_task_that_an_arm_failed_on_is_left_out_of_the_verdict(
     assert left_out in found.verdict.notes
     assert {mean.tasks for mean in found.means} == {1}
     assert left_out.replace("_", r"\_") in (tmp_path / "study/report.md").read_text()
+
+
+def test_the_single_adapter_that_is_named_is_the_one_that_was_scored(
+    fields: Fields, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another selection is ranked first, and seeds may put different adapters first."""
+    named: dict[str, str] = {}
+
+    def decide_and_tell(*given: Any, relevance: dict[str, str], **other: Any) -> Any:
+        named.update(relevance)
+        return decide(*given, relevance=relevance, **other)
+
+    monkeypatch.setattr(verdict, "decide", decide_and_tell)
+    plain = {"methods": ["average"], "k": [2], "with_target": [False]}
+    grid = [
+        {**plain, "selection": ["random"], "controls": []},
+        {**plain, "selection": ["rank", "l2"], "controls": ["single"]},
+    ]
+    small = {"tasks": fields["tasks"][:1], "grid": grid}
+    found = run(fields, settings, tmp_path / "study", small).study
+    firsts = {(s.method, s.seed): s.adapters[0].id for s in found.selections}
+    assert firsts["rank", 0] == firsts["rank", 1] != firsts["random", 0]
+    assert named == {"first": firsts["rank", 0]}
 
 
 def test_an_arm_that_failed_on_all_tasks_is_named(
