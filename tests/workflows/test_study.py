@@ -487,6 +487,8 @@ def test_coefficients_are_told_by_module(done: Path) -> None:
         ({"grid": [{"methods": ["recycle"], "k": [0]}]}, "greater than or equal to 1"),
         ({"pace": {"stepz": 3}}, "steps"),
         ({"pace": {"lr": "fast"}}, "lr is 'fast'"),
+        ({"pace": {"lr_schedule": "cosin"}}, "cosine"),
+        ({"target": {"lr_schedule": "cosin"}}, "cosine"),
         ({"grid": [{"methods": [{"method": "recycle", "steps": -1}]}]}, "steps is -1"),
         ({"margin": 0}, "margin is 0: "),
         ({"keep": "bset"}, "keep is 'bset': "),

@@ -14,6 +14,7 @@ from recycle_cli.parameters import Value
 from recycle_cli.selection.catalog import find_selection_method
 from recycle_cli.tuning.catalog import METHODS as TUNINGS
 from recycle_cli.tuning.catalog import Pace, find_tuning_method
+from recycle_cli.tuning.choices import LR_SCHEDULES
 
 Control = Literal["random", "rescale", "single"]
 Keep = Literal["target", "best", "all", "none"]
@@ -38,6 +39,13 @@ class PaceChoice(_Fields):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     eval_every: Count | None = None
     patience: Count | None = None
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _check_schedule(cls, name: str | None) -> str | None:
+        if name is not None and name not in LR_SCHEDULES:
+            raise unknown_name("lr_schedule", name, LR_SCHEDULES)
+        return name
 
 
 def _pace(fields: dict[str, Any]) -> dict[str, Any]:
