@@ -17,6 +17,7 @@ from recycle_cli.engine.store import Snapshot, Store
 from recycle_cli.engine.training import Hooks, TrainingPlan, train
 from recycle_cli.lora.draws import generator_for
 from recycle_cli.progress import Silent
+from recycle_cli.tuning.lora_form import Setup, form_budget, former_of
 from recycle_cli.tuning.lora_schedules.copra import RandomLayers, layers_of, probability, toss
 from recycle_cli.tuning.target_lora import LoraRecipe, target_lora
 
@@ -200,3 +201,14 @@ def test_the_coins_change_what_is_learned(pico_base: BaseModel, examples: list[E
     _, one, _ = run(pico_base, examples, PLAN)
     _, two, _ = run(pico_base, examples, replace(PLAN, seed=1))
     assert not all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_memory_budget_is_that_of_all_layers(
+    pico_base: BaseModel, examples: list[Example]
+) -> None:
+    plan = replace(PLAN, steps=400)
+    setup = Setup(pico_base, RECIPE, plan, examples)
+    with former_of({})(setup) as form:
+        expected = form_budget(setup, form, 0)
+    with former_of({"schedule": "copra"})(setup) as form:
+        assert form_budget(setup, form, 0) == expected

@@ -25,7 +25,7 @@ from recycle_cli.lora.update import ModelUpdate
 from recycle_cli.parameters import Value
 from recycle_cli.progress import Progress
 from recycle_cli.tuning.lora_catalog import chosen_options
-from recycle_cli.tuning.peft_layers import lora_update
+from recycle_cli.tuning.peft_layers import lora_update, peft_layers, switch
 from recycle_cli.tuning.target_lora import LoraRecipe, save_target_lora, target_lora
 from recycle_cli.tuning.tuned import Tuned, tokens_a_pass
 
@@ -188,6 +188,8 @@ def form_budget(setup: Setup, form: LoraForm, limit: int | None = None) -> Budge
     """
     # Dropout keeps its masks.
     form.hooks.set_training(True)
+    layers = peft_layers(setup.base)
+    switch(layers, layers)  # those too that may sit out now and act later
     try:
         budget = estimate(
             setup.base, form.parameters.values(), setup.examples, setup.plan, limit, form.held

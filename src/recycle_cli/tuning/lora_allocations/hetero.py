@@ -207,11 +207,14 @@ class Reallocation:
         self.on = torch.ones(len(self.layers), device=setup.base.compute.device)
         self.times_on = torch.zeros_like(self.on)
         self.steps_done = torch.zeros((), dtype=torch.int64)
+        self._scored_at: int | None = None
 
     def set_training(self, on: bool) -> None:
         """Scores where it is time to, before a step; switches as the last scores say."""
-        if on and int(self.steps_done) % self.every == 0:
+        step = int(self.steps_done)
+        if on and step % self.every == 0 and step != self._scored_at:
             self._allot()
+            self._scored_at = step
         self.switch()
 
     def switch(self) -> None:

@@ -163,11 +163,10 @@ class Sizes:
         self.norms = torch.zeros(len(paths), WINDOW, device=device)
         self.passes = torch.zeros(len(paths), dtype=torch.int64, device=device)
 
-    @torch.no_grad()
-    def note(self, path: str, x: Tensor) -> None:
-        """Takes the size of one more input."""
+    def note(self, path: str, size: Tensor) -> None:
+        """Takes the size of one more input, ()."""
         row = self.rows[path]
-        self.norms[row, self.passes[row] % WINDOW] = x.float().norm()
+        self.norms[row, self.passes[row] % WINDOW] = size
         self.passes[row] += 1
 
     def ratio(self, path: str, other: str) -> Tensor:
@@ -191,6 +190,7 @@ class _AcrossLayers(ResLora, abc.ABC):
         super().__init__(base, recipe, seed=seed, reach=reach)
         self.sizes = Sizes(list(self.targets), self.device)
         self._carried: dict[str, Tensor] = {}
+        self._seen: list[tuple[str, Tensor]] = []
 
     def kept(self) -> dict[str, Tensor]:
         """See `Tuned`."""
@@ -199,15 +199,24 @@ class _AcrossLayers(ResLora, abc.ABC):
     def added(self, path: str, x: Tensor) -> Tensor:
         """See `FreshLora`."""
         if self.training:
-            self.sizes.note(path, x)
+            self._seen.append((path, x.detach().float().norm()))
         # Layers come in order in every pass, so what is carried is of the same rows.
         carried = [self._carried[one] for one in self.links[path]]
         added, self._carried[path] = self.combined(path, x, carried)
         return added
 
-    def after_step(self) -> None:
-        """Lets go of the last pass and its graph."""
+    def train(self, mode: bool = True) -> "_AcrossLayers":
+        """Forgets passes that no step came of, and lets go of the last one's graph."""
         self._carried.clear()
+        self._seen.clear()
+        super().train(mode)
+        return self
+
+    def after_step(self) -> None:
+        """Notes the sizes of the step's inputs."""
+        for path, size in self._seen:
+            self.sizes.note(path, size)
+        self._seen.clear()
 
     @abc.abstractmethod
     def combined(self, path: str, x: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -216,7 +225,6 @@ class _AcrossLayers(ResLora, abc.ABC):
 
     def finish(self) -> dict[str, float]:
         """Tells the mean of the ratios that the result puts in the place of what was carried."""
-        self._carried.clear()
         ratios = [self.sizes.ratio(k, n) for n, links in self.links.items() for k in links]
         return {"mean_input_ratio": float(torch.stack(ratios).mean())} if ratios else {}
 
