@@ -78,7 +78,7 @@ def _solve_a(b: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) 
     factor, held = _factored(weighted @ b, proximal)
     right = held * start.A + (start.c * weighted @ start.B) @ start.A
     for term in others:
-        right += (term.c * b.T @ term.B) @ term.A / metric.width
+        right += (term.c * (b.T @ term.B)) @ term.A / metric.width
     return torch.cholesky_solve(right, factor)
 
 
@@ -89,7 +89,7 @@ def _solve_b(a: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) 
     factor, held = _factored(weighted @ a.T, proximal)
     right = held * start.B + start.B @ (start.c * start.A @ weighted.T)
     for term in others:
-        right += term.B @ (term.c * term.A @ a.T) / metric.out[:, None]
+        right += term.B @ (term.c * (term.A @ a.T)) / metric.out[:, None]
     return torch.cholesky_solve(right.T, factor).T
 
 

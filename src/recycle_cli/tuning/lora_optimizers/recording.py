@@ -44,9 +44,10 @@ class Recorder:
         found = self._rows.pop(path, [])
         if not found:
             return None
-        scale = self.layers[path].scaling[ADAPTER]
+        if len(found) == 1:
+            return found[0]
         x, s = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return x, s / scale
+        return x, s
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -84,7 +85,7 @@ class Recorder:
         there = s.any(dim=1)
         if not there.all():
             x, s = x[there], s[there]
-        self._rows.setdefault(path, []).append((x, s))
+        self._rows.setdefault(path, []).append((x, s / self.layers[path].scaling[ADAPTER]))
 
 
 class _Tap(torch.autograd.Function):
