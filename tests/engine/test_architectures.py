@@ -13,6 +13,7 @@ from support.plain import CLOSED_ROWS
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import encode_examples, encode_prompts, encode_questions
 from recycle_cli.engine.forward import answer_loss, collate
+from recycle_cli.engine.gradients import weight_gradients
 from recycle_cli.engine.scoring import candidate_log_likelihoods, greedy_answers
 from recycle_cli.errors import InputError
 from recycle_cli.settings import Settings
@@ -34,6 +35,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "Granite": {**USUAL, "logits_scaling": 4.0, "embedding_multiplier": 3.0},
     "Gemma2": {**USUAL, "head_dim": 8, "final_logit_softcapping": 1.0},
     "GPT2": {**SMALL_GPT2, "initializer_range": 0.15},
+    # These reckon with how far apart tokens stand, whatever their positions are said to be.
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, **SPECIAL},
+    "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, **SPECIAL},
 }
 WINDOWED: dict[str, dict[str, Any]] = {
     "Mistral": {**USUAL, "sliding_window": 16},
@@ -87,6 +91,24 @@ def test_rows_longer_than_the_attention_window(tmp_path: Path, kind: str) -> Non
         check(make_base(tmp_path, kind, WINDOWED[kind]))
     except InputError as error:
         assert "window" in error.message
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "GPT2"])  # nothing linear
+def test_gradients_are_those_of_plain_rows(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path, kind, KINDS[kind])
+    examples = encode_examples(base, CLOSED_ROWS)
+    paths = [path for path in base.shapes if path != "lm_head"][-3:]
+    found = weight_gradients(base, examples, paths)
+    weights = [base.model.get_submodule(path).weight.requires_grad_() for path in paths]
+    expected = torch.autograd.grad(plain.loss(base.model, examples), weights)
+    for path, gradient in zip(paths, expected, strict=True):
+        torch.testing.assert_close(found[path], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_that_are_no_attention_are_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path, "Mamba", {"hidden_size": 32, "num_hidden_layers": 2, **SPECIAL})
+    with pytest.raises(InputError, match="layers that are no attention"):
+        candidate_log_likelihoods(base, encode_questions(base, CLOSED_ROWS))
 
 
 def test_a_head_that_does_something_else_is_refused(tmp_path: Path) -> None:

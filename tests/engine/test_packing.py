@@ -1,5 +1,7 @@
 """Rows packed into a rectangle: each in one place, and each token sees what it goes on from."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 from support.plain import CLOSED_ROWS
 
 from recycle_cli.engine import packing
-from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.engine.encoding import encode_examples
-from recycle_cli.engine.packing import Branching, pack
+from recycle_cli.engine.packing import Branching, pack, takes_packed
 from recycle_cli.errors import InputError
+from recycle_cli.settings import Settings
 
 TOKENS = st.lists(st.integers(3, 60), max_size=9).map(tuple)
 ROWS = st.lists(
@@ -89,3 +92,9 @@ def test_it_is_on_the_device_and_in_the_dtype_of_the_model(pico_base: BaseModel)
     packed = pack(pico_base, [Branching(example.prompt) for example in examples], 0)
     assert packed.mask.dtype == pico_base.dtype
     assert packed.tokens.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_llama_takes_packed_rows(pico_folder: Path, tmp_path: Path, dtype: str) -> None:
+    base = load_base_model(str(pico_folder), Settings(tmp_path, True, dtype, "cpu"))
+    assert takes_packed(base)

@@ -5,26 +5,31 @@ with the answers to choose from is run once, not once an answer. The attention m
 the tokens that all rows begin with, and of its own row what it goes on from; positions count anew
 in every row. So each token gets what it would get in a pass of its own, up to the order of
 floating-point sums.
+
+Not every model heeds such a mask and such positions: some reckon with how far apart tokens stand in
+the line. Whether one does is tried out once; where it does not, each row has a line of its own.
 """
 
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.prefix import repeated
+from recycle_cli.engine.prefix import repeated, run_prefix
 
 LINE = 64
 """Tokens that a line holds at least, about. Attention looks at every pair of tokens in a line, so
 longer ones cost more there; shorter ones leave more to pad."""
 _TRUNK, _PADDING = -1, -1
+_takes_packed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Packed:
         tokens: (lines, length) int64.
         positions: (lines, length) int64, counted from the shared beginning on.
         mask: (lines, 1, length, shared + length) in the model's dtype, added to the scores of
-            attention: 0 where a token is seen, and the least number where it is not.
+            attention: 0 where a token is seen, and the least number where it is not. Of a model
+            that takes none of these: (lines, shared + length) int64, 0 for padding.
         starts: where each row begins in the flattened rectangle, in the order of the rows; its
             trunk stands there, and its branches behind it.
     """
@@ -74,19 +80,32 @@ class Packed:
 
 
 def pack(base: BaseModel, rows: Sequence[Branching], shared: int) -> Packed:
-    """Puts rows into as many lines of about the same length as they fill.
+    """Puts rows into as many lines of about the same length as they fill; or each into one of its
+    own, where the model does not take packed ones.
 
     Args:
         base: the model to run them.
-        rows: at least one, without their shared beginning.
+        rows: at least one, without their shared beginning; with no more than one branch each where
+            the model does not take packed ones.
         shared: how many tokens that has.
 
     Raises:
         InputError: a row is longer than the model can see at once.
     """
     base.check_length(shared + max(row.depth for row in rows))
+    if takes_packed(base):
+        return _laid_out(base, rows, shared, _lines([row.length for row in rows]))
+    assert all(len(row.branches) <= 1 for row in rows)
+    alone = _laid_out(base, rows, shared, [[index] for index in range(len(rows))])
+    lengths = torch.tensor([shared + row.length for row in rows])
+    seen = torch.arange(shared + alone.tokens.shape[1]) < lengths[:, None]
+    return replace(alone, mask=seen.long().to(base.compute.device))
+
+
+def _laid_out(
+    base: BaseModel, rows: Sequence[Branching], shared: int, lines: Sequence[Sequence[int]]
+) -> Packed:
     lengths = [row.length for row in rows]
-    lines = _lines(lengths)
     length = _longest(lengths, lines)
     filled = torch.empty(4, len(lines), length, dtype=torch.int64)
     filled[:] = torch.tensor([base.tokenizer.pad_token_id, 0, _PADDING, _TRUNK])[:, None, None]
@@ -100,6 +119,37 @@ def pack(base: BaseModel, rows: Sequence[Branching], shared: int) -> Packed:
             at += lengths[index]
     tokens, positions, owner, branch = filled.to(base.compute.device)
     return Packed(tokens, positions, _mask(owner, branch, shared, base.dtype), starts)
+
+
+@torch.no_grad()
+def takes_packed(base: BaseModel) -> bool:
+    """Whether the model computes for a row in a line with others what it computes for it alone.
+
+    Raises:
+        InputError: it keeps more of a text than keys and values.
+    """
+    if base.model not in _takes_packed:
+        _takes_packed[base.model] = _try_out(base)
+    return _takes_packed[base.model]
+
+
+def _try_out(base: BaseModel) -> bool:
+    """Compares a short row far from its beginning, after a long one, with the same row alone."""
+    # Ordinary tokens: what special ones stand for may hang on the last digit.
+    first = int(base.model.get_input_embeddings().num_embeddings) // 2
+    shared, own = [first + at for at in (1, 2, 3, 4)], [first + at for at in (5, 3, 6, 2)]
+    rows = [Branching((first,) * LINE), Branching(tuple(own[:2]), ((first,), tuple(own[2:])))]
+    device = base.compute.device
+    cache = run_prefix(base, torch.tensor(shared, device=device))
+    alone = base.model.base_model(torch.tensor([shared + own], device=device), use_cache=False)
+    expected = alone.last_hidden_state[0, -2:].float()
+    packed = _laid_out(base, rows, len(shared), [[0, 1]])
+    try:
+        found = run_packed(base, packed, cache)[-2:].float()
+    except (ValueError, RuntimeError, TypeError, IndexError):  # it wants another form of mask
+        return False
+    accepted = 0.01 if base.dtype in (torch.float32, torch.float64) else 0.1
+    return bool((found - expected).norm() <= accepted * expected.norm())
 
 
 def _lines(lengths: Sequence[int]) -> list[list[int]]:
@@ -156,11 +206,13 @@ def run_packed(base: BaseModel, packed: Packed, prefix_cache: Any) -> Tensor:
         prefix_cache: keys and values of the shared beginning, as `run_prefix` gives them.
     """
     cache = repeated(prefix_cache, packed.tokens.shape[0])
+    # Lines of one row count up by themselves, and models that need them may know no other way.
+    positions = {"position_ids": packed.positions} if packed.mask.dim() == 4 else {}
     hidden: Tensor = base.model.base_model(
         packed.tokens,
         attention_mask=packed.mask,
-        position_ids=packed.positions,
         past_key_values=cache,
         use_cache=cache is not None,
+        **positions,
     ).last_hidden_state
     return hidden.flatten(end_dim=1)

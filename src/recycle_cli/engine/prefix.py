@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.errors import InputError
 
 
 def run_prefix(base: BaseModel, prefix: Tensor) -> Any:
@@ -23,10 +24,25 @@ def run_prefix(base: BaseModel, prefix: Tensor) -> Any:
     Args:
         base: the model, with its adapter on.
         prefix: (length,) int64.
+
+    Raises:
+        InputError: the model keeps more of a text than keys and values.
     """
     if prefix.numel() == 0:
         return None
-    return base.model.base_model(prefix[None], use_cache=True).past_key_values
+    out = base.model.base_model(prefix[None], use_cache=True)
+    cache = getattr(out, "past_key_values", None)
+    if cache is None or not all(map(_is_attention, cache.layers)):
+        raise InputError(
+            f"the base model {base.id!r} has layers that are no attention, such as recurrent ones",
+            "use a model that keeps nothing of a text but keys and values",
+        )
+    return cache
+
+
+def _is_attention(layer: Any) -> bool:
+    """Whether keys and values are all that is kept in a layer of a cache."""
+    return hasattr(layer, "keys") and not hasattr(layer, "conv_states")
 
 
 def repeated(prefix_cache: Any, rows: int) -> Any:

@@ -1,6 +1,7 @@
 """What a model, with or without an adapter on it, answers: likelihoods and greedy text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Question, end_of_answer, shared_length
 from recycle_cli.engine.forward import by_length
-from recycle_cli.engine.packing import Branching, pack, run_packed
+from recycle_cli.engine.packing import Branching, pack, run_packed, takes_packed
 from recycle_cli.engine.prefix import pad_left, repeated, run_prefix
 from recycle_cli.progress import Progress, Silent
 
@@ -31,7 +32,7 @@ def candidate_log_likelihoods(
     """The log-likelihood of every candidate answer, in nats, summed over its tokens.
 
     A prompt and all its candidates are run in one pass, in which each token of the prompt stands
-    once; what all prompts begin with is run once for all questions.
+    once, if the model takes such rows; what all prompts begin with is run once for all questions.
 
     Returns:
         For each question, one number for each candidate, in their order.
@@ -40,6 +41,16 @@ def candidate_log_likelihoods(
         InputError: a row with an answer is longer than the model can see at once.
     """
     progress = progress or Silent()
+    if takes_packed(base):
+        return _scores(base, questions, progress, batch_size)
+    single = [replace(one, candidates=(answer,)) for one in questions for answer in one.candidates]
+    found = iter(_scores(base, single, progress, batch_size))
+    return [[next(found)[0] for _ in question.candidates] for question in questions]
+
+
+def _scores(
+    base: BaseModel, questions: Sequence[Question], progress: Progress, batch_size: int
+) -> list[list[float]]:
     prefix = _Prefix(base, [question.prompt for question in questions])
     lengths = [len(question.prompt) + len(question.lead) for question in questions]
     scores: list[list[float]] = [[] for _ in questions]
