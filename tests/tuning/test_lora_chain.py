@@ -15,6 +15,8 @@ from recycle_cli.engine.store import Store
 from recycle_cli.engine.training import TrainingPlan
 from recycle_cli.lora.folder import read_adapter, write_adapter
 from recycle_cli.progress import Silent
+from recycle_cli.tuning.catalog import METHODS
+from recycle_cli.tuning.lora_form import Setup, form_budget, former_of
 from recycle_cli.tuning.lora_schedules.chain import Chain
 from recycle_cli.tuning.target_lora import LoraRecipe
 from recycle_cli.tuning.tuned import fit
@@ -79,7 +81,7 @@ def test_a_step_projects_the_gradient_on_the_sketch(pico_base: BaseModel) -> Non
 def descend(base: BaseModel, goal: Tensor, blocks: int) -> float:
     """How far from the goal of f(W) = |W - goal|^2 / 2 gradient descent ends, of a chain of rank 4
     in a module of shape (16, 32)."""
-    path, steps = "model.layers.0.self_attn.k_proj", 800
+    path, steps = "model.layers.0.self_attn.k_proj", 480
     recipe = LoraRecipe(rank=4, alpha=4, dropout=0.0, target_modules=(path,))
     made = Chain(base, recipe, steps=steps, seed=5, randomised=True, blocks=blocks).double()
     done, current = torch.zeros_like(goal), 0
@@ -97,7 +99,7 @@ def test_the_chain_converges_where_a_fixed_sketch_stalls(pico_base: BaseModel) -
     start = float(goal.square().sum())
     # Rank 4 from a fixed side reaches about 4 / 16 or 4 / 32 of a goal without structure.
     assert descend(pico_base, goal, blocks=1) > 0.6 * start
-    assert descend(pico_base, goal, blocks=200) < 1e-6 * start
+    assert descend(pico_base, goal, blocks=120) < 1e-4 * start
 
 
 def test_blocks_are_frozen_in_turn(pico_base: BaseModel, examples: list[Example]) -> None:
@@ -218,3 +220,17 @@ def test_dropout_spares_the_blocks_that_are_done(pico_base: BaseModel) -> None:
     assert torch.equal(forward(module, x), forward(module, x))
     made.blocks[1].lora_B[NAME].data.fill_(0.1)
     assert not torch.equal(forward(module, x), forward(module, x))
+
+
+def test_the_memory_budget_is_that_of_the_whole_chain(
+    pico_base: BaseModel, examples: list[Example]
+) -> None:
+    """What is trained, its gradients and moments: a copy of each block less for the gradients."""
+    setup = Setup(pico_base, RECIPE, PLAN, examples)
+    budgets = []
+    for blocks in (1, 4):
+        settings = METHODS["lora"].settings({"schedule": "cola", "blocks": blocks}, target=False)
+        with former_of(settings)(setup) as form:
+            budgets.append(form_budget(setup, form, 0))
+    numbers = sum(2 * sum(pico_base.shapes[path]) for path in chain(pico_base).targets)
+    assert [budget.trained for budget in budgets] == [4 * 4 * numbers, (4 + 3 * 3) * 4 * numbers]

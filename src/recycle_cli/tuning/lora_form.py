@@ -62,6 +62,7 @@ class LoraForm:
             what is computed nowhere.
         held: tensors beside the model's that it takes memory for.
         kept_a_row: bytes that its options keep for each row of a pass until the step.
+        later: bytes that it takes beyond what is trained at first.
         peft_model: PEFT's wrapper; None where it is in a form of ours.
     """
 
@@ -72,6 +73,7 @@ class LoraForm:
     settle: Callable[[], dict[str, float]] = dict
     held: Sequence[Tensor] = ()
     kept_a_row: int = 0
+    later: int = 0
     peft_model: Any = None
 
     def then(self, hooks: Hooks, settle: Callable[[], dict[str, float]] = dict) -> "LoraForm":
@@ -196,4 +198,6 @@ def form_budget(setup: Setup, form: LoraForm, limit: int | None = None) -> Budge
         )
     finally:
         form.hooks.set_training(False)
-    return replace(budget, a_row=budget.a_row + form.kept_a_row)
+    return replace(
+        budget, trained=budget.trained + form.later, a_row=budget.a_row + form.kept_a_row
+    )

@@ -12,14 +12,17 @@ those that came before are out of its reach. The result is one LoRA of rank T r,
 module's smaller side where that is less.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.budget import COPIES, tensor_bytes
 from recycle_cli.lora.draws import generator_for
 from recycle_cli.lora.truncation import parse_rank_policy, truncate_module
 from recycle_cli.lora.update import LowRankUpdate, ModelUpdate
@@ -46,19 +49,16 @@ def cola(setup: Setup, within: Former, *, blocks: int) -> AbstractContextManager
     return _chain(setup, blocks, randomised=False)
 
 
-def _chain(setup: Setup, blocks: int, randomised: bool) -> AbstractContextManager[LoraForm]:
+@contextlib.contextmanager
+def _chain(setup: Setup, blocks: int, randomised: bool) -> Iterator[LoraForm]:
     steps, seed = setup.plan.steps, setup.plan.seed
-    return of_tuned(
-        setup,
-        Chain(
-            setup.base,
-            setup.recipe,
-            steps=steps,
-            seed=seed,
-            randomised=randomised,
-            blocks=blocks,
-        ),
+    made = Chain(
+        setup.base, setup.recipe, steps=steps, seed=seed, randomised=randomised, blocks=blocks
     )
+    # The best state and the optimizer keep those that are done as well.
+    later = (COPIES - 1) * tensor_bytes(made.blocks[1:].parameters())
+    with of_tuned(setup, made) as form:
+        yield replace(form, later=later)
 
 
 class Block(nn.Module):
