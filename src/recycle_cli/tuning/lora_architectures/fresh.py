@@ -90,7 +90,8 @@ class FreshLora(Tuned, abc.ABC):
     def _forward(self, path: str) -> Forward:
         def forward(module: nn.Linear, x: Tensor) -> Tensor:
             y = functional.linear(x, module.weight, module.bias)
-            return y + self.added(path, x).to(y.dtype)
+            # Summed before it is rounded, as PEFT does.
+            return (y + self.added(path, x)).to(y.dtype)
 
         return forward
 
