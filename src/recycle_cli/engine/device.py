@@ -11,9 +11,9 @@ from recycle_cli.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# bfloat16 costs accuracy, so it has to earn its place: on a CPU with these instructions (x86, ARM) it
-# is two to three times faster, on one without them slower. They are asked for, not timed: on a busy
-# machine times would have the dtype, and with it every result, change from run to run.
+# bfloat16 costs accuracy, so it has to earn its place: on a CPU with these instructions (x86 and
+# ARM) it is two to three times faster, on one without them slower. They are asked for, not timed:
+# on a busy machine times would have the dtype, and so every result, change from run to run.
 BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
 
