@@ -51,7 +51,7 @@ def tables(study: StudyDocument) -> Iterator[str]:
     yield from _grid("comparison", [*tasks, "mean", "p"], rows)
     yield "\nWhat a cell cost, medians over tasks and seeds:\n"
     yield from _grid(
-        "method", ["seconds to make", "seconds to score", "peak memory"], _costs(study)
+        "method", ["seconds to make", "seconds to score"], _costs(study)
     )
     rows_of = ", ".join(f"{task.name} {task.test_rows}" for task in study.tasks)
     yield f"\nTest rows: {rows_of}. {study.cells.failed} cells failed. {machine()}"
@@ -120,8 +120,7 @@ def _costs(study: StudyDocument) -> Iterator[tuple[str, list[str]]]:
         if rows:
             made = statistics.median(row.elapsed_s for row in rows)
             scored = statistics.median(row.scored_s for row in rows)
-            peak = max(row.peak_memory_bytes for row in rows)
-            yield arm.name, [f"{made:.0f}", f"{scored:.0f}", f"{peak / 1e9:.1f} GB"]
+            yield arm.name, [f"{made:.0f}", f"{scored:.0f}"]
 
 
 if __name__ == "__main__":
