@@ -50,9 +50,7 @@ def tables(study: StudyDocument) -> Iterator[str]:
     rows = ((f"{ours} - {theirs}", _differences(study, ours, theirs)) for ours, theirs in pairs)
     yield from _grid("comparison", [*tasks, "mean", "p"], rows)
     yield "\nWhat a cell cost, medians over tasks and seeds:\n"
-    yield from _grid(
-        "method", ["seconds to make", "seconds to score"], _costs(study)
-    )
+    yield from _grid("method", ["seconds to make", "seconds to score"], _costs(study))
     rows_of = ", ".join(f"{task.name} {task.test_rows}" for task in study.tasks)
     yield f"\nTest rows: {rows_of}. {study.cells.failed} cells failed. {machine()}"
 
