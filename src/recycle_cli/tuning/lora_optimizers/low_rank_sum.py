@@ -48,7 +48,8 @@ def low_rank_sum(
 ) -> tuple[Tensor, Tensor]:
     """The factors of the sum, A' (rank, in) and B' (out, rank), of the first term's rank.
 
-    Memory and time are linear in (in + out); the sum itself is never formed.
+    Memory and time are linear in (in + out); the sum itself is never formed. It is fastest where
+    the transpose of each B lies in memory row by row, as recorded gradients do.
 
     Args:
         terms: the first is where it starts from and stays near.
@@ -78,7 +79,7 @@ def _solve_a(b: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) 
     factor, held = _factored(weighted @ b, proximal)
     right = held * start.A + (start.c * weighted @ start.B) @ start.A
     for term in others:
-        right += (term.c * (b.T @ term.B)) @ term.A / metric.width
+        right += (term.c * (term.B.T @ b).T) @ term.A / metric.width
     return torch.cholesky_solve(right, factor)
 
 
@@ -89,7 +90,7 @@ def _solve_b(a: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) 
     factor, held = _factored(weighted @ a.T, proximal)
     right = held * start.B + start.B @ (start.c * start.A @ weighted.T)
     for term in others:
-        right += term.B @ (term.c * (term.A @ a.T)) / metric.out[:, None]
+        right += ((term.c * (term.A @ a.T)).T @ term.B.T).T / metric.out[:, None]
     return torch.cholesky_solve(right.T, factor).T
 
 

@@ -82,7 +82,7 @@ class Recorder:
 
     def _add(self, path: str, x: Tensor, s: Tensor) -> None:
         x, s = x.flatten(end_dim=-2), s.flatten(end_dim=-2)
-        there = s.any(dim=1)
+        there = torch.linalg.vector_norm(s, dim=1) > 0
         if not there.all():
             x, s = x[there], s[there]
         self._rows.setdefault(path, []).append((x, s / self.layers[path].scaling[ADAPTER]))
