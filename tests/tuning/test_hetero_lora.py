@@ -262,6 +262,16 @@ def test_the_large_rank_is_no_more_than_a_module_has(pico_base: BaseModel) -> No
             assert factor_pair(layer)[0].shape[0] == min(64, *targets[path].shape)
 
 
+def test_the_tiniest_share_asks_for_no_rank_that_no_module_has(
+    pico_base: BaseModel, targets: dict[str, Target]
+) -> None:
+    recipe = enlarged(RECIPE, targets, 1e-4)
+    assert recipe.rank == 32
+    with target_lora(pico_base, recipe, 0):
+        for layer in peft_layers(pico_base).values():
+            assert layer.scaling["default"] == pytest.approx(4 / 20_000)
+
+
 def test_ties_are_broken_by_chance_alone() -> None:
     targets = {f"m{at}": SQUARE for at in range(5)}
     scores = dict.fromkeys(targets, 1.0)

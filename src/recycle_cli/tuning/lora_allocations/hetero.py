@@ -103,7 +103,7 @@ def with_ranks(
     The scale of each is that of its large rank, however large its own is.
     """
     power = 0.5 if recipe.use_rslora else 1
-    usual = math.ceil(recipe.rank / share)
+    usual = max(ranks.values())
     alphas = {
         path: targets[path].alpha * (rank / math.ceil(targets[path].rank / share)) ** power
         for path, rank in ranks.items()
