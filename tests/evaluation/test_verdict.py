@@ -392,6 +392,16 @@ def test_a_relevant_adapter_stands_beside_a_claim_about_the_target() -> None:
     assert verdict.figures["difference.single.mail"] == pytest.approx(0.075)
 
 
+def test_of_several_tasks_the_one_that_an_adapter_is_close_to_is_named() -> None:
+    right = {**USUAL, "mix+target": 318, "single": 200}
+    scores = {name: {"mail": first(n), "news": first(n)} for name, n in right.items()}
+    scores["single"]["mail"] = first(290)
+    arms = [arm for arm in ARMS if arm.name in scores]
+    found = decide(scores, arms, metric="acc", examples=100, relevance={"mail": "lab/mail"})
+    claim = "The pool holds an adapter that is close to mail: lab/mail reaches"
+    assert found.verdict.sentence.startswith(claim)
+
+
 @pytest.mark.parametrize(
     ("right", "why"),
     [

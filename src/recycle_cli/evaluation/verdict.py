@@ -167,9 +167,10 @@ def _judge(evidence: Evidence, relevant: Sequence[Relevant]) -> Claim:
             VerdictKind.MATCHES_TARGET, _matches(matching[0], evidence), method=matching[0]
         )
     if relevant:
+        task = relevant[0].task if len(evidence.tasks) > 1 else "your task"
         return Claim(
             VerdictKind.RELEVANT_ADAPTER,
-            "The pool holds an adapter that is close to your task: "
+            f"The pool holds an adapter that is close to {task}: "
             f"{wording.relevant_adapter(relevant[0], evidence)}.",
         )
     if useless:

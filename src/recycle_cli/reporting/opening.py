@@ -54,7 +54,7 @@ def opening(index: StudyIndex) -> Opening:
     claim, colon, figures = study.verdict.sentence.partition(": ")
     return Opening(
         headline=f"{claim}." if colon else claim,
-        figures=figures,
+        figures=figures[:1].upper() + figures[1:],
         advice=FAST if study.fast else ADVICE.get(study.verdict.kind, READ_TABLE),
         adapter=_taken(index) if study.verdict.kind in TAKING else _best(index),
         notes=_notes(study),
