@@ -108,7 +108,7 @@ _ROWS = (
         "arXiv 2509.19977",
         target="lora_optimizers.projected:oplora",
         defaults=_PROJECTED,
-        pace={"lr": 0.02},
+        pace={"lr": 0.2},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
@@ -118,7 +118,7 @@ _ROWS = (
         "arXiv 2602.16456",
         target="lora_optimizers.projected:lorsum",
         defaults=_PROJECTED,
-        pace={"lr": 0.2},
+        pace={"lr": 1.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
@@ -133,7 +133,7 @@ _ROWS = (
             "metric_power": 0.5,
             "metric_damping": 1e-5,
         },
-        pace={"lr": 0.2},
+        pace={"lr": 1.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
