@@ -121,7 +121,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             terms.append(Term(step * rule.momentum, *before))
             gradients = [Term(rule.momentum, *before), *gradients]
             after = low_rank_sum(gradients, proximal, rule.inner_steps)
-            state["momentum_a"], state["momentum_b"] = after
+            # Row by row, as they come back from disk: products of other layouts round otherwise.
+            state["momentum_a"], state["momentum_b"] = (factor.contiguous() for factor in after)
         moved = low_rank_sum(terms, proximal, rule.inner_steps, metric)
         for factor, value in zip((a, b), moved, strict=True):
             factor.copy_(value)
