@@ -203,7 +203,7 @@ def test_a_merged_model_is_a_base_model_and_nothing_else(
     names = [pool / name for name in NAMES]
     merged = recycle("merge", *names, "--into-base", bases["single"], "--out", "model", "--json")
     hint = f"--base-model {merged.document['path']}"
-    for command in ("merge - --out more", f"eval - --task {task}", "select - --method random"):
+    for command in ("merge - --out more", "select - --method random"):
         refused = recycle(*command.split(), stdin=merged.stdout, succeeds=False)
         assert_refused(refused, 2, "is a merged model, no adapter", hint)
     recycle("merge", *names, "--base-model", bases["single"], "--out", "adapter")

@@ -232,7 +232,7 @@ def test_every_axis_of_a_mixture_can_be_had(
     document = crawled(*line).document
     assert document["max_logit_deviation"] < 1e-4
     for name in set(asked) - {"method", "target"}:
-        assert str(document["settings"][name]) == asked[name]
+        assert str(document["settings"][name.replace("-", "_")]) == asked[name]
     assert document["settings"]["affine"] == ("--affine" in words)
     if "adamerging" in words:
         assert document["settings"]["activation"] == "linear"

@@ -347,6 +347,7 @@ def test_checkpointing_changes_no_gradient(
     assert passes.count == 2, "the layer ran again for the backward pass"
     assert relative(found, expected) < 1e-6
     assert not any(module.training for module in pico_base.model.modules())
+    assert not any(module._forward_hooks for module in pico_base.model.modules())
     with passes:
         answer_loss(pico_base, batch)
     assert passes.count == 3

@@ -22,6 +22,8 @@ def gradient_checkpointing(base: BaseModel) -> Iterator[None]:
             f"{base.id} knows no gradient checkpointing", "leave out --gradient-checkpointing"
         )
     _switch(base, "enable")({"use_reentrant": False})
+    # Embeddings need no gradients in this form; transformers has them asked for, and does not stop.
+    base.model.disable_input_require_grads()
     layers = [m for m in base.model.modules() if getattr(m, "gradient_checkpointing", False)]
     before = [layer.training for layer in layers]
     try:
