@@ -8,6 +8,7 @@ import pytest
 from support.adapters import write_peft_adapter
 from support.command import POOL, RECYCLE, Done, Recycle, Shell
 from support.tasks import write_task
+from support.tune import Tune
 from typer.testing import CliRunner
 
 from recycle_cli.cli.app import app
@@ -33,6 +34,12 @@ def crawled(recycle: Recycle, pool: Path, pico_folder: Path) -> Recycle:
     """The command, with the pool in its index."""
     recycle("crawl", pool, "--base-model", pico_folder)
     return recycle
+
+
+@pytest.fixture
+def tune(recycle: Recycle, task: Path, pico_folder: Path) -> Tune:
+    """`recycle tune` on the small task and the pico model."""
+    return Tune(recycle, task, pico_folder)
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.command import Done, Recycle, assert_refused
+from support.command import assert_refused
 from support.folders import logits_of
+from support.tune import PACE, SHAPE, Tune
 from transformers import AutoModelForCausalLM
 
 from recycle_cli.engine.base_model import BaseModel
@@ -18,25 +19,7 @@ from recycle_cli.tuning.catalog import METHODS
 from recycle_cli.tuning.lora_catalog import OPTIONS, names_on
 from recycle_cli.tuning.target_lora import LoraRecipe
 
-SHAPE = ("--rank", 4, "--target-module", "q_proj", "--target-module", "down_proj")
-PACE = ("--steps", 4, "--eval-every", 2, "--batch-size", 4, "--rows", 20)
 PAPER = {"rank": 64, "alpha": 16, "dropout": 0.1, "lr": 3e-4, "steps": 400, "batch_size": 8}
-
-
-class Tune:
-    """`recycle tune` on the small task and the pico model."""
-
-    def __init__(self, recycle: Recycle, task: Path, base: Path) -> None:
-        self.recycle = recycle
-        self.common = ("--task", task, "--base-model", base)
-
-    def __call__(self, *words: object, out: str = "new", succeeds: bool = True) -> Done:
-        return self.recycle("tune", *self.common, *words, "--out", out, "--json", succeeds=succeeds)
-
-
-@pytest.fixture
-def tune(recycle: Recycle, task: Path, pico_folder: Path) -> Tune:
-    return Tune(recycle, task, pico_folder)
 
 
 @pytest.mark.parametrize("name", names_on("optimizer"))

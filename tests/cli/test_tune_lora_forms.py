@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.command import RECYCLE, Done, Recycle, assert_refused
+from support.command import RECYCLE, assert_refused
 from support.folders import logits_of
+from support.tune import PACE, SHAPE, Tune
 from transformers import AutoModelForCausalLM
 
 from recycle_cli.engine.base_model import BaseModel
@@ -25,30 +26,12 @@ from recycle_cli.tuning.choices import PROXIES
 from recycle_cli.tuning.lora_allocations import proxies
 from recycle_cli.tuning.lora_catalog import AXES, OPTIONS, check_combination, names_on
 
-SHAPE = ("--rank", 4, "--target-module", "q_proj", "--target-module", "down_proj")
-PACE = ("--steps", 4, "--eval-every", 2, "--batch-size", 4, "--rows", 20)
 AXIS = ("architecture", "schedule", "allocation")
 FORMS = [(axis, name) for axis in AXIS for name in names_on(axis) if name != AXES[axis]]
 FULL = 32
 """The smaller side of the modules above: the rank of what no small LoRA equals."""
 RANKS = {"dual": FULL, "dora": FULL, "res-bs": 8, "rac": 16, "cola": 16, "hetero": 16, "adalora": 6}
 INEXACT = ("res-ms", "res-is")
-
-
-class Tune:
-    """`recycle tune` on the small task and the pico model."""
-
-    def __init__(self, recycle: Recycle, task: Path, base: Path) -> None:
-        self.recycle = recycle
-        self.common = ("--task", task, "--base-model", base)
-
-    def __call__(self, *words: object, out: str = "new", succeeds: bool = True) -> Done:
-        return self.recycle("tune", *self.common, *words, "--out", out, "--json", succeeds=succeeds)
-
-
-@pytest.fixture
-def tune(recycle: Recycle, task: Path, pico_folder: Path) -> Tune:
-    return Tune(recycle, task, pico_folder)
 
 
 @pytest.mark.parametrize(("axis", "name"), FORMS)

@@ -5,10 +5,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from peft.optimizers import create_lorafa_optimizer
 
-from recycle_cli.engine.training import Hooks, TrainingPlan
+from recycle_cli.engine.training import Hooks
 from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 from recycle_cli.tuning.lora_optimizers.pairs import factor_pairs
 
@@ -22,15 +21,15 @@ def lora_fa(setup: Setup, *, within: Former) -> Iterator[LoraForm]:
             a.requires_grad_(False)
         trained = {name: p for name, p in form.parameters.items() if p.requires_grad}
 
-        def optimizer(_parameters: object, plan: TrainingPlan) -> torch.optim.Optimizer:
-            # PEFT takes each module's own scale; rank and alpha are for layers that have none.
-            made: torch.optim.Optimizer = create_lorafa_optimizer(
-                form.peft_model,
-                setup.recipe.rank,
-                setup.recipe.alpha,
-                lr=plan.lr,
-                weight_decay=plan.weight_decay,
+        # PEFT takes each module's own scale; rank and alpha are for layers that have none.
+        yield replace(form, parameters=trained).then(
+            Hooks(
+                optimizer=lambda _, plan: create_lorafa_optimizer(
+                    form.peft_model,
+                    setup.recipe.rank,
+                    setup.recipe.alpha,
+                    lr=plan.lr,
+                    weight_decay=plan.weight_decay,
+                )
             )
-            return made
-
-        yield replace(form, parameters=trained).then(Hooks(optimizer=optimizer))
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from recycle_cli.engine.training import Hooks, TrainingPlan
+from recycle_cli.engine.training import Hooks
 from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 
 
@@ -14,15 +14,14 @@ from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 def loraplus(setup: Setup, *, within: Former, lr_ratio: float) -> Iterator[LoraForm]:
     """A form of PEFT's, moved so."""
     with within(setup) as form:
-
-        def optimizer(_parameters: object, plan: TrainingPlan) -> torch.optim.Optimizer:
-            made: torch.optim.Optimizer = create_loraplus_optimizer(
-                form.peft_model,
-                torch.optim.AdamW,
-                lr=plan.lr,
-                loraplus_lr_ratio=lr_ratio,
-                loraplus_weight_decay=plan.weight_decay,
+        yield form.then(
+            Hooks(
+                optimizer=lambda _, plan: create_loraplus_optimizer(
+                    form.peft_model,
+                    torch.optim.AdamW,
+                    lr=plan.lr,
+                    loraplus_lr_ratio=lr_ratio,
+                    loraplus_weight_decay=plan.weight_decay,
+                )
             )
-            return made
-
-        yield form.then(Hooks(optimizer=optimizer))
+        )

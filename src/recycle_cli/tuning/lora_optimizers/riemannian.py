@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from peft.optimizers import create_riemannian_optimizer
 
-from recycle_cli.engine.training import Hooks, TrainingPlan
+from recycle_cli.engine.training import Hooks
 from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 
 
@@ -15,15 +15,14 @@ from recycle_cli.tuning.lora_form import Former, LoraForm, Setup
 def riemannian(setup: Setup, *, within: Former, damping: float) -> Iterator[LoraForm]:
     """A form of PEFT's, moved so."""
     with within(setup) as form:
-
-        def optimizer(_parameters: object, plan: TrainingPlan) -> torch.optim.Optimizer:
-            made: torch.optim.Optimizer = create_riemannian_optimizer(
-                form.peft_model,
-                torch.optim.AdamW,
-                lr=plan.lr,
-                reg=damping,
-                weight_decay=plan.weight_decay,
+        yield form.then(
+            Hooks(
+                optimizer=lambda _, plan: create_riemannian_optimizer(
+                    form.peft_model,
+                    torch.optim.AdamW,
+                    lr=plan.lr,
+                    reg=damping,
+                    weight_decay=plan.weight_decay,
+                )
             )
-            return made
-
-        yield form.then(Hooks(optimizer=optimizer))
+        )
