@@ -2,11 +2,7 @@
 
 import itertools
 import json
-import os
 import shlex
-import signal
-import subprocess
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.command import RECYCLE, assert_refused
+from support.command import assert_refused, kill_once_kept
 from support.folders import logits_of
 from support.tune import PACE, SHAPE, Tune
 from transformers import AutoModelForCausalLM
@@ -201,18 +197,8 @@ def test_a_killed_run_ends_as_the_undisturbed_one(
     line += [*words, "--patience", 1000, "--dropout", 0.2]
     expected = tune(*line, out="whole").document
     common = ["--task", task, "--base-model", pico_folder, "--out", "killed"]
-    command = [*RECYCLE, "tune", *map(str, [*line, *common])]
     kept = tmp_path / ".killed.unfinished/lora/state.safetensors"
-    environment = {**os.environ, "RECYCLE_HOME": str(tmp_path / "home")}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        until = time.monotonic() + 120
-        while not kept.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    kill_once_kept(["tune", *map(str, [*line, *common])], tmp_path, kept)
     done = tune(*line, "--resume", out="killed")
     assert "going on from step" in done.stderr
     assert done.document["sha256"] == expected["sha256"]

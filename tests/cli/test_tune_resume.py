@@ -1,17 +1,13 @@
 """A `recycle tune` that was killed, gone on with."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from support.command import RECYCLE, Recycle, assert_refused
+from support.command import Recycle, assert_refused, kill_once_kept
 
 from recycle_cli.lora.folder import weights_sha256
 
@@ -40,17 +36,7 @@ def steps_kept(state: Path) -> int:
 def killed(line: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a process was killed while it trained the mixture."""
     place = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "RECYCLE_HOME": str(place / "home")}
-    kept = place / STATE / "recycle/state.safetensors"
-    with subprocess.Popen(
-        [*RECYCLE, "tune", *line], cwd=place, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        until = time.monotonic() + 120
-        while not kept.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    kill_once_kept(["tune", *line], place, place / STATE / "recycle/state.safetensors")
     assert not (place / "mixed").exists()
     assert 0 < steps_kept(place / STATE) < STEPS
     return place

@@ -1,9 +1,14 @@
 """The command as a user meets it: words in, exit code and text out."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from support.pico import ATTENTION, MLP
@@ -51,3 +56,17 @@ def assert_refused(done: Done, code: int, *said: str) -> None:
         assert text in f"{error}\n{hint}", done.stderr
     assert done.exit_code == code
     assert done.stdout == ""
+
+
+def kill_once_kept(words: Sequence[str], place: Path, kept: Path) -> None:
+    """Runs the command in a folder, with the home there, and kills it once it has kept a file."""
+    environment = {**os.environ, "RECYCLE_HOME": str(place / "home")}
+    with subprocess.Popen(
+        [*RECYCLE, *words], cwd=place, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not kept.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
