@@ -90,7 +90,7 @@ def test_lines_too_long_to_keep_their_scores(
     """In bfloat16 on a CPU, where attention is computed in one of two ways."""
     base = load_base_model(str(pico_folder), Settings(tmp_path, True, "bfloat16", "cpu"))
     short = weight_gradients(base, EXAMPLES, list(base.shapes))
-    monkeypatch.setattr("recycle_cli.engine.gradients.SHORT_LINE", 0)
+    monkeypatch.setattr("recycle_cli.engine.attention.SHORT_LINE", 0)
     long = weight_gradients(base, EXAMPLES, list(base.shapes))
     for path, gradient in short.items():
         assert (gradient - long[path]).norm() < 0.05 * gradient.norm()

@@ -114,7 +114,6 @@ def test_blocks_are_frozen_in_turn(pico_base: BaseModel, examples: list[Example]
 
     made.after_step = watched  # type: ignore[method-assign]
     fit(pico_base, made, examples, examples, PLAN, Silent())
-    assert made.block_steps == 3
     for number, now in enumerate(seen):
         before = seen[number - 1] if number else start
         changed = {n for n in now if n != "steps_done" and not torch.equal(now[n], before[n])}
@@ -126,6 +125,18 @@ def test_blocks_are_frozen_in_turn(pico_base: BaseModel, examples: list[Example]
     sketches = [b.lora_B[NAME] if b.trains == "A" else b.lora_A[NAME] for b in made.blocks]
     assert len({tuple(s.flatten().tolist()) for s in sketches}) == 4
     assert {b.trains for b in made.blocks} == {"A", "B"}
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [(0, 10), (1, 10), (11, 10), (20, 15), (400, 10)])
+def test_steps_are_shared_out_evenly(pico_base: BaseModel, steps: int, blocks: int) -> None:
+    made = chain(pico_base, steps=steps, blocks=blocks)
+    trained = []
+    for _ in range(steps):
+        trained.append(made.current)
+        made.after_step()
+    counts = [trained.count(number) for number in range(len(made.blocks))]
+    assert len(counts) == max(1, min(steps, blocks)) and trained == sorted(trained)
+    assert sum(counts) == steps and max(counts) - min(counts) <= 1
 
 
 def test_a_new_block_changes_nothing_at_first(pico_base: BaseModel) -> None:
@@ -196,17 +207,6 @@ def test_the_rank_is_no_more_than_the_smaller_side(pico_base: BaseModel) -> None
     piece = made.result()[path]
     assert piece.rank == min(piece.shape) == 16
     torch.testing.assert_close(piece.dense().float(), delta.detach(), rtol=1e-5, atol=1e-4)
-
-
-def test_there_are_no_more_blocks_than_steps(pico_base: BaseModel) -> None:
-    assert len(chain(pico_base, steps=3, blocks=10).blocks) == 3
-    assert len(chain(pico_base, steps=0, blocks=10).blocks) == 1
-    made = chain(pico_base, steps=10, blocks=4)
-    currents = []
-    for _ in range(10):
-        currents.append(made.current)
-        made.after_step()
-    assert currents == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
 def test_dropout_spares_the_blocks_that_are_done(pico_base: BaseModel) -> None:

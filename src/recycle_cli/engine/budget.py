@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from recycle_cli.engine.attention import attention_with_gradients
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, shared_length
 from recycle_cli.engine.forward import answer_loss, collate
@@ -138,7 +139,10 @@ def _kept(base: BaseModel, known: set[int], rows: Sequence[Example], shared: int
         return tensor
 
     batch = collate(base, rows, shared)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with (
+        attention_with_gradients(base, batch.attention.shape[1]),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
         # Held until the count is done: an address that is free again would be counted once.
         loss = answer_loss(base, batch)
     del loss

@@ -9,19 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from recycle_cli.engine.attention import attention_with_gradients
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, shared_length
 from recycle_cli.engine.packing import Branching, pack, run_packed
 from recycle_cli.engine.prefix import gradients_collected, run_prefix
-from recycle_cli.engine.products import WIDE
 from recycle_cli.progress import Progress, Silent
 
 TOKENS_A_PASS = 768
 """About as many at most, since what a pass keeps for its way back grows with its tokens."""
-SHORT_LINE = 256
-"""Tokens up to which attention may keep its scores, a number for each pair of tokens."""
 
 
 def weight_gradients(
@@ -87,7 +84,7 @@ def _summed_loss(base: BaseModel, examples: Sequence[Example], shared: int, pref
     """Cross-entropy of all answer tokens, in nats, computed in float32."""
     rows = [_row(example, shared) for example in examples]
     packed = pack(base, rows, shared)
-    with _attention(base, packed.tokens.shape[1]):
+    with attention_with_gradients(base, shared + packed.tokens.shape[1]):
         hidden = run_packed(base, packed, prefix)
     places = [
         place
@@ -97,17 +94,6 @@ def _summed_loss(base: BaseModel, examples: Sequence[Example], shared: int, pref
     targets = torch.tensor([token for example in examples for token in example.answer])
     logits = base.head(hidden[places]).float()
     return functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
-
-
-def _attention(base: BaseModel, length: int) -> contextlib.AbstractContextManager[None]:
-    """How attention is computed over lines of this length.
-
-    The fused kernel's way back is slow on a CPU in bfloat16: plain products take half the time, and
-    keep all scores for it.
-    """
-    if base.compute.device.type == "cpu" and base.dtype not in WIDE and length <= SHORT_LINE:
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

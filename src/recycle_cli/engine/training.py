@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
+from recycle_cli.engine.attention import attention_with_gradients
 from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.checkpointing import gradient_checkpointing
 from recycle_cli.engine.encoding import Example, shared_length
@@ -271,9 +272,10 @@ class _Run:
                 rows = batch[start : start + size]
                 # Layers that are run again cannot add to a cache of keys and values twice.
                 part = collate(self.base, rows, 0 if plan.checkpointing else self.shared)
-                loss = answer_loss(self.base, part) * (part.targets.numel() / tokens)
-                total += finite(loss.item(), "training")
-                loss.backward()
+                with attention_with_gradients(self.base, part.attention.shape[1]):
+                    loss = answer_loss(self.base, part) * (part.targets.numel() / tokens)
+                    total += finite(loss.item(), "training")
+                    loss.backward()
         penalty = self.hooks.penalty()
         if penalty is not None:
             penalty.backward()

@@ -13,7 +13,6 @@ module's smaller side where that is less.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -111,8 +110,8 @@ class Chain(FreshLora):
         blocks: int,
     ) -> None:
         super().__init__(base, recipe)
-        count = max(1, min(blocks, steps))
-        self.block_steps = max(1, math.ceil(steps / count))
+        self._steps = max(1, steps)
+        count = min(blocks, self._steps)
         self._blocks = [
             Block(
                 self.targets,
@@ -128,8 +127,11 @@ class Chain(FreshLora):
 
     @property
     def current(self) -> int:
-        """The number of the block that the next step trains, or the last one."""
-        return min(int(self.steps_done) // self.block_steps, len(self._blocks) - 1)
+        """The number of the block that the next step trains, or the last one: block k begins after
+        steps * k / blocks steps, rounded down."""
+        count = len(self._blocks)
+        begun = ((int(self.steps_done) + 1) * count - 1) // self._steps
+        return min(begun, count - 1)
 
     def train(self, mode: bool = True) -> "Chain":
         """Lets gradients reach the current block alone."""
