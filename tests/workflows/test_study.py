@@ -142,6 +142,22 @@ def test_rows_are_those_of_the_commands_themselves(done: Path, settings: Setting
     assert weights_sha256(done.parent / "again") == made["sha256"]
 
 
+def test_the_target_is_trained_as_asked(fields: Fields, settings: Settings, tmp_path: Path) -> None:
+    other = {
+        "tasks": fields["tasks"][:1],
+        "seeds": [0],
+        "target": {"rank": 2, "steps": 4, "optimizer": "oplora", "momentum": 0.5},
+        "grid": [{"methods": ["average"], "k": [2], "with_target": [False], "controls": []}],
+    }
+    run(fields, settings, tmp_path / "study", other)
+    document = json.loads((tmp_path / "study/recycle.json").read_text())
+    row = next(row for row in document["table"] if row["method"] == "target")
+    made = json.loads(Path(row["path"], "recycle.json").read_text())
+    assert made["settings"]["optimizer"] == "oplora"
+    assert made["settings"]["momentum"] == 0.5
+    assert "oplora" in made["command"]
+
+
 def test_a_second_run_does_nothing_again(
     done: Path, fields: Fields, settings: Settings, tmp_path: Path
 ) -> None:
@@ -490,6 +506,11 @@ def test_coefficients_are_told_by_module(done: Path) -> None:
         ({"pace": {"lr_schedule": "cosin"}}, "cosine"),
         ({"target": {"lr_schedule": "cosin"}}, "cosine"),
         ({"grid": [{"methods": [{"method": "recycle", "steps": -1}]}]}, "steps is -1"),
+        ({"grid": [{"methods": [{"method": "recycle", "lrr": 1}]}]}, "did you mean lr"),
+        ({"grid": [{"methods": [{"method": "ties", "densty": 0.2}]}]}, "did you mean density"),
+        ({"target": {"rnk": 4}}, "did you mean rank"),
+        ({"target": {"optimizer": "oplroa"}}, "did you mean oplora"),
+        ({"target": {"optimizer": "oplora", "architecture": "dora"}}, "cannot be combined"),
         ({"margin": 0}, "margin is 0: "),
         ({"keep": "bset"}, "keep is 'bset': "),
     ],

@@ -1,6 +1,7 @@
 """What a study compares: the fields of its YAML file, or of the flags that stand for one."""
 
 import os
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,11 +11,15 @@ from recycle_cli.errors import InputError, unknown_name
 from recycle_cli.lora.base_names import EMBEDDED_NAME
 from recycle_cli.merging.catalog import METHODS as MERGES
 from recycle_cli.merging.catalog import find_merge_method
+from recycle_cli.merging.parameters import PARAMETERS as MERGE_PARAMETERS
 from recycle_cli.parameters import Value
 from recycle_cli.selection.catalog import find_selection_method
 from recycle_cli.tuning.catalog import METHODS as TUNINGS
 from recycle_cli.tuning.catalog import Pace, find_tuning_method
 from recycle_cli.tuning.choices import LR_SCHEDULES
+from recycle_cli.tuning.lora_catalog import AXES, takers
+from recycle_cli.tuning.parameters import PARAMETERS as TUNE_PARAMETERS
+from recycle_cli.workflows.tune_request import LORA
 
 Control = Literal["random", "rescale", "single"]
 Keep = Literal["target", "best", "all", "none"]
@@ -56,6 +61,22 @@ def _pace(fields: dict[str, Any]) -> dict[str, Any]:
         first = error.errors()[0]
         raise ValueError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
     return {k: getattr(read, k) if isinstance(v, str) else v for k, v in fields.items()}
+
+
+def _check_names(
+    of: str, given: Iterable[str], parameters: Container[str], fields: Iterable[str]
+) -> None:
+    """Refuses what is no parameter of any method; those that go elsewhere the catalog refuses.
+
+    Args:
+        of: what they are fields of.
+        given: their names.
+        parameters: of all methods.
+        fields: what there may be here.
+    """
+    for name in given:
+        if name not in parameters:
+            raise unknown_name(f"field of {of}", name, fields)
 
 
 class MethodChoice(_Fields):
@@ -102,7 +123,9 @@ class MethodChoice(_Fields):
         if self.merges:
             if self.pace:
                 raise ValueError(f"{self.method} does not train: leave out {next(iter(self.pace))}")
-            find_merge_method(self.method).settings(self.parameters)
+            rule = find_merge_method(self.method)
+            _check_names(self.method, self.parameters, MERGE_PARAMETERS, rule.defaults)
+            rule.settings(self.parameters)
             return self
         if self.method not in TUNINGS:
             mixing = [m.name for m in TUNINGS.values() if m.takes == "adapters"]
@@ -110,6 +133,7 @@ class MethodChoice(_Fields):
         found = find_tuning_method(self.method)
         if found.takes != "adapters":
             raise ValueError(f"{self.method} takes no adapters; it is run as a control or a target")
+        _check_names(self.method, self.parameters, TUNE_PARAMETERS, [*found.defaults, *PACE])
         found.settings(self.parameters, True, False)
         _pace(self.pace)
         return self
@@ -142,7 +166,11 @@ class GridBlock(_Fields):
 
 
 class TargetChoice(PaceChoice):
-    """The target LoRA: its shape and pace; None leaves them at the paper's (arXiv 2602.12323)."""
+    """The target LoRA: its shape and pace; None leaves them at the paper's (arXiv 2602.12323). Any
+    other field says how it is trained, as a parameter of the method `lora` of `tune`: `optimizer`,
+    `architecture`, `schedule`, `allocation`, and those of what they name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     rank: Count | None = None
     alpha: float | None = None
@@ -154,6 +182,19 @@ class TargetChoice(PaceChoice):
     def pace(self) -> dict[str, Any]:
         """What is said of its pace."""
         return {name: value for name in PACE if (value := getattr(self, name)) is not None}
+
+    @property
+    def parameters(self) -> dict[str, Value]:
+        """How it is trained."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fields = [name for name in TUNE_PARAMETERS if name in AXES or takers(name)]
+        fields += type(self).model_fields
+        _check_names("target", self.parameters, TUNE_PARAMETERS, fields)
+        find_tuning_method(LORA).settings(self.parameters, target=False)
+        return self
 
 
 class PoolChoice(_Fields):

@@ -207,6 +207,7 @@ def _step_seconds(request: StudyRequest, task: Task, base: "BaseModel") -> float
                 request.base_model,
                 Path(folder) / LORA,
                 method=LORA,
+                parameters=request.config.target.parameters,
                 pace=pace,
                 rows=request.config.rows,
             )

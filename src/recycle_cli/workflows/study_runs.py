@@ -179,6 +179,7 @@ class TargetTraining(Run):
             self.common.base_model,
             folder / ADAPTER,
             method=LORA,
+            parameters=choice.parameters,
             pace=choice.pace,
             rows=self.common.rows,
             lora=shape,
