@@ -2,17 +2,15 @@
 
 import argparse
 import os
-import re
 from pathlib import Path
 
+from bench.pages import DOCS, write_table
 from bench.timing import machine
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-HERE = Path(__file__).parent
-README, DOCS = HERE / "README.md", HERE.parent / "docs"
-MARKERS = re.compile(r"(<!-- bench:start -->\n).*(<!-- bench:end -->)", re.DOTALL)
+README = Path(__file__).parent / "README.md"
 HEADER = (
     "| what | recycle | extra memory | compared with | takes | extra memory | times as fast |\n"
     "|---|---|---|---|---|---|---|"
@@ -21,12 +19,13 @@ HEADER = (
 
 def main() -> None:
     """Runs the benches asked for."""
-    from bench import algebra, crawl, merge, passes, select, startup, tune
+    from bench import algebra, crawl, merge, passes, select, startup, target, tune
 
     pages = {
         README: {"startup": startup, "algebra": algebra, "passes": passes},
         DOCS / "merge.md": {"merge": merge},
         DOCS / "tune.md": {"tune": tune},
+        DOCS / "target-lora.md": {"target": target},
         DOCS / "crawl.md": {"crawl": crawl},
         DOCS / "select.md": {"select": select},
     }
@@ -47,12 +46,7 @@ def main() -> None:
             lines.append(f"\n{machine()}\n")
             print(lines[-1])
         if wanted and options.write:
-            _write(page, "\n".join(lines))
-
-
-def _write(page: Path, table: str) -> None:
-    text = page.read_text(encoding="utf-8")
-    page.write_text(MARKERS.sub(lambda match: match[1] + table + match[2], text), encoding="utf-8")
+            write_table(page, "bench", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ is taken as it is. The pool and the tasks are read from the folder that RECYCLE_
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,10 +20,10 @@ from typing import Any
 
 from scipy import stats
 
+from bench.pages import DOCS, write_table
 from bench.timing import machine
 
-PAGE = Path(__file__).parents[1] / "docs" / "select.md"
-MARKERS = re.compile(r"(<!-- rankings:start -->\n).*(<!-- rankings:end -->)", re.DOTALL)
+PAGE = DOCS / "select.md"
 TASKS = (
     "customer_reviews",
     "banking_cards",
@@ -52,9 +51,7 @@ def main() -> None:
     text = "\n".join(_table(found))
     print(text)
     if options.write:
-        page = PAGE.read_text(encoding="utf-8")
-        page = MARKERS.sub(lambda match: f"{match[1]}{text}\n{match[2]}", page)
-        PAGE.write_text(page, encoding="utf-8")
+        write_table(PAGE, "rankings", text)
 
 
 def _selections(work: Path, task: Path) -> dict[str, Selection]:

@@ -7,16 +7,15 @@ python -m bench.results DIR [--write]
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.pages import DOCS, write_table
 from bench.timing import machine
 from recycle_cli.records import StudyArm, StudyComparison, StudyDocument, StudyResults
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-MARKERS = re.compile(r"(<!-- results:start -->\n).*(<!-- results:end -->)", re.DOTALL)
+PAGE = DOCS / "results.md"
 BASE, TARGET, RESCALED = "base", "target", "rescaled-target"
 
 
@@ -31,9 +30,7 @@ def main() -> None:
     text = "\n".join(tables(study))
     print(text)
     if options.write:
-        page = PAGE.read_text(encoding="utf-8")
-        page = MARKERS.sub(lambda match: f"{match[1]}{text}\n{match[2]}", page)
-        PAGE.write_text(page, encoding="utf-8")
+        write_table(PAGE, "results", text)
 
 
 def tables(study: StudyDocument) -> Iterator[str]:

@@ -1,0 +1,206 @@
+"""What comes of each way to train a target LoRA: all with as many steps on real tasks of the folder
+that RECYCLE_DATA names, scored on the same test rows and compared row by row.
+
+It goes on where it was. Several processes may each take some of the seeds or ways.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TypedDict
+
+from bench.pages import DOCS, write_table
+from bench.target import unusual
+from bench.timing import machine
+from recycle_cli.engine.base_model import BaseModel, load_base_model
+from recycle_cli.evaluation.comparison import compare, with_holm
+from recycle_cli.evaluation.tasks import Task, load_task
+from recycle_cli.lora.base_names import EMBEDDED_NAME
+from recycle_cli.progress import Silent
+from recycle_cli.records import AdapterRef, PairedTest, TuneDocument
+from recycle_cli.settings import read_settings
+from recycle_cli.workflows.adapters import Source
+from recycle_cli.workflows.answers import answer_rows
+from recycle_cli.workflows.output_folder import RECORD_FILE
+from recycle_cli.workflows.tune import tune
+from recycle_cli.workflows.tune_request import TuneRequest
+
+USUAL = "adamw"
+TASKS = ("trec", "snips", "customer_reviews")
+SEEDS = (0, 1)
+TRAIN_ROWS, TEST_ROWS = 100, 200
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: an option, or the ordinary way, on a task with a seed."""
+
+    name: str
+    given: Mapping[str, str]
+    task: str
+    seed: int
+
+    def place(self, work: Path) -> Path:
+        """Its folder."""
+        return work / self.task / f"seed{self.seed}" / self.name
+
+
+class Result(TypedDict):
+    """What came of one: the scores of the test rows, and the best validation loss."""
+
+    scores: list[float]
+    valid_loss: float
+
+
+def cells() -> Iterator[Cell]:
+    """All of them; the ordinary way first."""
+    ways = {USUAL: {}, **{option.name: {option.axis: option.name} for option in unusual()}}
+    for name, given in ways.items():
+        for task in TASKS:
+            yield from (Cell(name, given, task, seed) for seed in SEEDS)
+
+
+def run(work: Path, wanted: Iterable[Cell]) -> None:
+    """Trains and scores what is not there yet; a killed training goes on from where it was."""
+    base = load_base_model(EMBEDDED_NAME, read_settings())
+    for cell in wanted:
+        scores = cell.place(work).with_suffix(".json")
+        if not scores.exists():
+            if not (cell.place(work) / RECORD_FILE).exists():
+                tune(_request(cell, work), (), None, base, Silent())
+            beside = scores.with_suffix(".new")
+            beside.write_text(json.dumps(_scored(cell, work, base)), encoding="utf-8")
+            beside.replace(scores)
+            print(f"{cell.name} on {cell.task}, seed {cell.seed}", flush=True)
+
+
+def _request(cell: Cell, work: Path) -> TuneRequest:
+    return TuneRequest(
+        task=_task(cell),
+        base_model=EMBEDDED_NAME,
+        out=cell.place(work),
+        method="lora",
+        parameters=cell.given,
+        preset="small",
+        pace={"steps": STEPS, "patience": STEPS},
+        rows=TRAIN_ROWS,
+        seed=cell.seed,
+        resume=True,
+    )
+
+
+def _task(cell: Cell) -> Task:
+    return load_task(str(Path(os.environ["RECYCLE_DATA"]) / "tasks" / cell.task))
+
+
+def _scored(cell: Cell, work: Path, base: BaseModel) -> Result:
+    """What came of a training."""
+    folder, task = cell.place(work), _task(cell)
+    text = (folder / RECORD_FILE).read_text(encoding="utf-8")
+    record = TuneDocument.model_validate_json(text)
+    ref = AdapterRef(id=cell.name, sha256=record.sha256, path=str(folder))
+    update = Source(ref).load_to_score(EMBEDDED_NAME)
+    answers = answer_rows(base, update, task.test[:TEST_ROWS], task.metric, Silent())
+    return {
+        "scores": [float(right) for right in answers.correct],
+        "valid_loss": record.best.valid_loss,
+    }
+
+
+Results = Mapping[str, Sequence[Result]]
+"""Those of one way: by task, seed by seed."""
+
+
+def found(work: Path) -> dict[str, Results]:
+    """Every way whose results are all there."""
+    ways: dict[str, dict[str, list[Result]]] = {}
+    for cell in cells():
+        file = cell.place(work).with_suffix(".json")
+        if file.exists():
+            result: Result = json.loads(file.read_text(encoding="utf-8"))
+            ways.setdefault(cell.name, {}).setdefault(cell.task, []).append(result)
+    return {
+        name: tasks
+        for name, tasks in ways.items()
+        if all(len(tasks.get(task, ())) == len(SEEDS) for task in TASKS)
+    }
+
+
+def table(work: Path) -> Iterator[str]:
+    """The Markdown of what is there: accuracy, and what differs from the ordinary way."""
+    ways = found(work)
+    usual = ways.pop(USUAL, None)
+    if usual is None:
+        yield "The ordinary way has not been run on all tasks and seeds yet."
+        return
+    tests = with_holm(
+        [
+            compare(_scores(one), _scores(usual), baseline_name=USUAL, metric="acc")
+            for one in ways.values()
+        ]
+    )
+    yield f"| way | {' | '.join(TASKS)} | mean | difference | adjusted p | validation loss |"
+    yield "|---|" + "---|" * (len(TASKS) + 4)
+    yield _row(USUAL, usual, None)
+    for (name, one), test in zip(ways.items(), tests, strict=True):
+        yield _row(name, one, test)
+    yield (
+        f"\nAccuracy in %, the mean of {len(SEEDS)} seeds; the difference of the means in points, "
+        f"with its interval of 95 %; p by Holm over the {len(ways)} of them; the mean of the best "
+        f"validation losses. {STEPS} steps of `--preset small`, {TRAIN_ROWS} rows to learn from, a "
+        f"fifth of them for validation, {TEST_ROWS} test rows a task. {machine()}"
+    )
+
+
+def _scores(results: Results) -> dict[str, list[list[float]]]:
+    """By task, (seeds, rows)."""
+    return {task: [one["scores"] for one in seeds] for task, seeds in results.items()}
+
+
+def _row(name: str, results: Results, test: PairedTest | None) -> str:
+    by_task = [mean(map(mean, seeds)) for seeds in _scores(results).values()]
+    difference = p_value = "-"
+    if test:
+        low, high = test.interval
+        difference = f"{100 * test.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        p_value = f"{test.p_value if test.adjusted_p_value is None else test.adjusted_p_value:.3f}"
+    cells = (
+        name,
+        *(f"{100 * one:.1f}" for one in (*by_task, mean(by_task))),
+        difference,
+        p_value,
+        f"{mean(one['valid_loss'] for seeds in results.values() for one in seeds):.3f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Runs what is asked for and not there yet, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [USUAL, *(option.name for option in unusual())]
+    parser.add_argument("--work", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--option", action="append", choices=names, default=[], help="only these")
+    parser.add_argument(
+        "--seed", action="append", type=int, choices=SEEDS, default=[], help="only these"
+    )
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    parser.add_argument("--write", action="store_true", help="keep the table in docs")
+    options = parser.parse_args()
+    if not options.tables:
+        ways, seeds = options.option or names, options.seed or SEEDS
+        run(options.work, [c for c in cells() if c.name in ways and c.seed in seeds])
+    text = "\n".join(table(options.work))
+    print(text)
+    if options.write:
+        write_table(DOCS / "target-lora.md", "results", text)
+
+
+if __name__ == "__main__":
+    main()
