@@ -31,7 +31,7 @@ HEADER = (
 )
 RECIPE = LoraRecipe(rank=16, alpha=32, dropout=0.0)
 ROWS, PROMPT, ANSWER = 8, 120, 8
-STEPS, TURNS = 5, 2
+STEPS, TURNS, TOGETHER = 5, 2, 4
 
 
 def unusual() -> list[LoraOption]:
@@ -100,15 +100,19 @@ class Beside:
 
 
 def comparisons(names: Sequence[str] = ()) -> Iterator[Beside]:
-    """Every option of the catalog, or some, each with AdamW on an ordinary LoRA in turns."""
+    """Every option of the catalog, or some: a few at a time, in turns with AdamW on an ordinary
+    LoRA."""
     base = load_base_model(EMBEDDED_NAME, read_settings())
-    for option in unusual():
-        if not names or option.name in names:
-            ours, usual = Cost(), Cost()
-            for _ in range(TURNS):
-                _turn(base, {}, usual)
-                _turn(base, {option.axis: option.name}, ours)
-            yield Beside(f"--{option.axis} {option.name}", ours, usual)
+    left = [option for option in unusual() if not names or option.name in names]
+    while left:
+        few, left = left[:TOGETHER], left[TOGETHER:]
+        usual, costs = Cost(), [Cost() for _ in few]
+        for _ in range(TURNS):
+            _turn(base, {}, usual)
+            for option, cost in zip(few, costs, strict=True):
+                _turn(base, {option.axis: option.name}, cost)
+        for option, cost in zip(few, costs, strict=True):
+            yield Beside(f"--{option.axis} {option.name}", cost, usual)
 
 
 def _turn(base: BaseModel, given: Mapping[str, str], cost: Cost) -> None:
