@@ -65,6 +65,26 @@ def test_every_form_ends_as_a_folder_that_peft_computes_the_same_with(
     assert merged["rank"] == 2
 
 
+NO_STEPS = {"adalora": "finds the ranks in its steps"}
+"""The options that say that they need some."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_without_steps_every_option_ends_at_its_start_or_says_why_not(
+    tune: Tune, name: str
+) -> None:
+    words = (*SHAPE, "--rows", 20, "--steps", 0, f"--{OPTIONS[name].axis}", name)
+    if name in NO_STEPS:
+        assert_refused(tune(*words, succeeds=False), 2, NO_STEPS[name])
+        return
+    document = tune(*words).document
+    assert document["best"]["step"] == 0
+    assert document["max_logit_deviation"] < 1e-5
+    # DoRA's is a difference of weights, up to rounding.
+    written = read_adapter(Path(document["path"])).update
+    assert all(float(piece.dense().abs().max()) < 1e-6 for piece in written.values())
+
+
 @pytest.mark.parametrize("name", ["dual", "dora", "cola"])
 def test_an_export_of_a_lower_rank_tells_what_it_lost(tune: Tune, name: str) -> None:
     axis = OPTIONS[name].axis

@@ -38,7 +38,7 @@ def test_the_probability_rises_to_one_in_three_quarters() -> None:
     assert probability(299, 400) < 1
     mean = sum(probability(step, 4000) for step in range(4000)) / 4000
     assert mean == pytest.approx(0.66, abs=0.005)
-    assert probability(0, 1) == 0.1
+    assert probability(0, 1) == probability(0, 0) == 0.1
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.55, 0.9])

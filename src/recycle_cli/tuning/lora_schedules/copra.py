@@ -36,9 +36,10 @@ def probability(step: int, steps: int) -> float:
 
     Args:
         step: from 0.
-        steps: of the whole training, at least 1.
+        steps: of the whole training; where there are none, its memory is still asked for.
     """
-    return min(START + (END - START) * step / math.ceil(RISING * steps), END)
+    rising = max(1, math.ceil(RISING * steps))
+    return min(START + (END - START) * step / rising, END)
 
 
 def toss(count: int, chance: float, generator: torch.Generator) -> list[bool]:
