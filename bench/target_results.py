@@ -30,7 +30,7 @@ from recycle_cli.workflows.tune import tune
 from recycle_cli.workflows.tune_request import TuneRequest
 
 USUAL = "adamw"
-TASKS = ("trec", "snips", "customer_reviews")
+TASKS = ("trec", "snips", "hwu64_scenario")
 SEEDS = (0, 1)
 TRAIN_ROWS, TEST_ROWS = 100, 200
 STEPS = 40
