@@ -156,7 +156,10 @@ def test_a_rate_and_a_rank_are_found_by_halving(tune: Tune) -> None:
         ("--preset smal", ("'smal'", "did you mean small")),
         ("--lr auto --steps 0", ("--lr auto finds it by short trainings",)),
         ("--lr fast", ("--lr is 'fast'", "auto")),
-        ("--export-rank 0", ("'0'",)),
+        ("--export-rank 0", ("--export-rank is '0'",)),
+        ("--export-rank energy:2", ("--export-rank is 'energy:2'", "energy:E")),
+        ("--optimizer oplora --inner-steps 1000000000", ("--inner-steps is 1000000000",
+                                                         "[0, 1000]")),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(

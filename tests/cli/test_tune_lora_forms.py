@@ -21,6 +21,7 @@ from recycle_cli.lora.folder import read_adapter, weights_sha256
 from recycle_cli.tuning.choices import PROXIES
 from recycle_cli.tuning.lora_allocations import proxies
 from recycle_cli.tuning.lora_catalog import AXES, OPTIONS, check_combination, names_on
+from recycle_cli.workflows.tune_card import FIGURES
 
 AXIS = ("architecture", "schedule", "allocation")
 FORMS = [(axis, name) for axis in AXIS for name in names_on(axis) if name != AXES[axis]]
@@ -49,7 +50,10 @@ def test_every_form_ends_as_a_folder_that_peft_computes_the_same_with(
     assert {key: settings[key] for key in own} == own
     assert f"--{axis} {name}" in shlex.join(document["command"])
     folder = Path(document["path"])
-    assert OPTIONS[name].paper in (folder / "README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert OPTIONS[name].paper in card
+    for figure, value in document["figures"].items():
+        assert f"{FIGURES[figure]}: {value:.4g}." in card
     model = AutoModelForCausalLM.from_pretrained(pico_folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -100,11 +104,14 @@ def test_an_export_of_a_lower_rank_tells_what_it_lost(tune: Tune, name: str) -> 
         all_of += float(dense.square().sum())
     assert 1 - cut["energy_kept"] == pytest.approx(lost / all_of, rel=1e-3)
     assert cut["max_logit_deviation"] > whole["max_logit_deviation"]
-    assert cut["figures"]["relative_error"] == pytest.approx((lost / all_of) ** 0.5, rel=1e-3)
+    lost_share = cut["figures"]["relative_error"]
+    assert lost_share == pytest.approx((lost / all_of) ** 0.5, rel=1e-3)
     assert cut["figures"]["written_valid_loss"] != cut["best"]["valid_loss"]
     assert "written_valid_loss" not in whole["figures"]
     card = (Path(cut["path"]) / "README.md").read_text(encoding="utf-8")
     assert f"{cut['energy_kept']:.2%} of the energy is kept" in card
+    assert f"Relative error of the update that was written: {lost_share:.4g}." in card
+    assert "Validation loss of what was written, in nats: " in card
 
 
 @pytest.mark.parametrize(

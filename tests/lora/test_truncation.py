@@ -77,6 +77,11 @@ def test_policies_that_are_none(text: str) -> None:
     assert caught.value.exit_code is ExitCode.USAGE
 
 
+def test_the_option_that_took_it_is_named() -> None:
+    with pytest.raises(InputError, match=r"^--export-rank is 'energy:2'"):
+        parse_rank_policy("energy:2", "--export-rank")
+
+
 def test_a_number_of_any_length_is_a_policy_or_refused() -> None:
     try:
         policy = parse_rank_policy("9" * 5000)

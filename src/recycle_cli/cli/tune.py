@@ -58,6 +58,18 @@ def _defaults(of: str) -> str:
     return "; ".join([f"Default: {usual:g}", *others]) + "."
 
 
+def _own_rates() -> str:
+    """The rates that optimizers of a LoRA bring, and presets."""
+    found: dict[float, list[str]] = {}
+    for words, pace in (
+        *((option.name, option.pace) for option in OPTIONS.values()),
+        *((f"--preset {one.name}", one.pace) for one in PRESETS.values()),
+    ):
+        if "lr" in pace:
+            found.setdefault(pace["lr"], []).append(words)
+    return "; ".join(f"{rate:g} with {', '.join(words)}" for rate, words in found.items())
+
+
 @with_parameters(PARAMETERS, {**OPTIONS, **METHODS})
 def tune(
     context: typer.Context,
@@ -102,7 +114,7 @@ def tune(
         str | None,
         typer.Option(
             "--lr",
-            help=f"Peak rate. {_defaults('lr')} For a LoRA to train, auto tries "
+            help=f"Peak rate. {_defaults('lr')} For a LoRA to train: {_own_rates()}; auto tries "
             f"{', '.join(f'{times:.3g}' for times in LR_GRID)} times its default in short runs.",
         ),
     ] = None,
@@ -182,7 +194,11 @@ def tune(
         typer.Option("--target-steps", min=0, help="With --train-target: its steps: 400."),
     ] = None,
     target_lr: Annotated[
-        float | None, typer.Option("--target-lr", help="With --train-target: its rate: 0.0003.")
+        float | None,
+        typer.Option(
+            "--target-lr",
+            help=f"With --train-target: its rate: {METHODS['lora'].pace.lr:g}; {_own_rates()}.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,

@@ -71,9 +71,13 @@ class Truncated:
         return _share(sum(p.kept for p in pieces), sum(p.whole for p in pieces))
 
 
-def parse_rank_policy(text: str) -> RankPolicy:
+def parse_rank_policy(text: str, option: str = "--rank") -> RankPolicy:
     """Reads `full`, `N` (at most N in every module) or `energy:E` (the fewest directions that
     hold the share E of a module's squared Frobenius norm, 0 < E <= 1).
+
+    Args:
+        text: as the user wrote it.
+        option: what it was given to, for the error.
 
     Raises:
         InputError: it is none of these.
@@ -87,7 +91,7 @@ def parse_rank_policy(text: str) -> RankPolicy:
     if share is not None and 0 < share <= 1:
         return RankPolicy(text, lambda values: count_for_energy(values, share))
     raise InputError(
-        f"--rank is {text!r}", "use full, a whole number from 1, or energy:E with 0 < E <= 1"
+        f"{option} is {text!r}", "use full, a whole number from 1, or energy:E with 0 < E <= 1"
     )
 
 

@@ -79,6 +79,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             int,
             "How often the two factors are solved for in turn in a step; 0 is a preconditioned "
             "gradient step.",
+            high=1000,
         ),
         Parameter(
             "proximal",

@@ -23,6 +23,22 @@ CONTROLS = {
     "all": " Control: all adapters were replaced by noise of the same spread.",
 }
 
+FIGURES = {
+    "absorbed": "New direction absorbed into the others (1: yes)",
+    "blocks": "LoRAs of the chain in the result",
+    "mean_input_ratio": "Mean ratio of the sizes of inputs that the shortcuts were written with",
+    "mean_rank": "Mean rank of a module",
+    "modules_ever_on": "Modules whose LoRA was ever switched on",
+    "modules_on": "Modules with a LoRA",
+    "new_lora_coefficient": "Mean coefficient of the new LoRA",
+    "relative_error": "Relative error of the update that was written",
+    "scorings": "Times that modules were scored",
+    "share_of_uniform": "Trained numbers, as a share of those of a LoRA in every module",
+    "unexpressed": "Squared share of the new direction that the others cannot express",
+    "written_valid_loss": "Validation loss of what was written, in nats",
+}
+"""What a card calls the figures of methods and options."""
+
 
 def tune_warnings(
     trained: "Trained", licenses: Sequence[str | None], energy_kept: float, routed: bool
@@ -94,10 +110,14 @@ def _facts(document: TuneDocument) -> list[str]:
         f"Best step {document.best.step}, validation loss {document.best.valid_loss:.4f} nats.",
         f"Largest rank {document.rank}{cut}; the written adapter's logits are within "
         f"{document.max_logit_deviation:.2g} of the trained model's.",
-        *(f"{name.capitalize()}: {value:.4g}." for name, value in document.figures.items()),
+        *(f"{_label(name)}: {value:.4g}." for name, value in document.figures.items()),
         *_options(document),
         *_sweep(document),
     ]
+
+
+def _label(figure: str) -> str:
+    return FIGURES.get(figure, figure.replace("_", " ").capitalize())
 
 
 def _options(document: TuneDocument) -> list[str]:

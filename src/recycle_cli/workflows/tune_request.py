@@ -144,6 +144,11 @@ class TuneRequest:
         own = {name: value for name, value in vars(self.lora).items() if value is not None}
         return {**preset, **widest, **own}
 
+    @property
+    def export_option(self) -> str:
+        """The option that takes the rank policy of the export."""
+        return "--rank" if find_tuning_method(self.method).mixes else "--export-rank"
+
     def of_target(self) -> "TuneRequest":
         """The request to train the target LoRA that this one begins with."""
         return replace(
@@ -187,8 +192,7 @@ class TuneRequest:
         words += ["--reinit", self.reinit] * (self.reinit != "none")
         words += ["--init-from", shown(self.init_from)] if self.init_from else []
         if self.export_rank != FULL:
-            mixes = find_tuning_method(self.method).mixes
-            words += ["--rank" if mixes else "--export-rank", self.export_rank]
+            words += [self.export_option, self.export_rank]
         words += ["--gradient-checkpointing"] * self.checkpointing
         words += ["--micro-batch", str(self.micro_batch)] if self.micro_batch else []
         words += ["--save-dtype", self.save_dtype] * (self.save_dtype != "float32")
@@ -227,7 +231,7 @@ def check_request(request: TuneRequest, sources: Sequence[Source], target: Sourc
     training_split(request.task, request.seed, request.rows)
     method = find_tuning_method(request.method)
     check_save_dtype(request.save_dtype)
-    parse_rank_policy(request.export_rank)
+    parse_rank_policy(request.export_rank, request.export_option)
     _check_pace(request.pace)
     _check_pace(request.target_pace, "target_")
     _check_preset(request, method)
