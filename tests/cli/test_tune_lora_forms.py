@@ -135,11 +135,23 @@ def test_hetero_goes_with_the_other_axes(tune: Tune, words: tuple[object, ...]) 
     document = tune(*common, "--share", 0.5, *words).document
     adapted = read_adapter(Path(document["path"])).update
     assert 0 < len(adapted) < 4
+    figures = document["figures"]
     if "--reallocate-every" in words:
-        assert document["figures"]["scorings"] == 2
-    else:
-        assert 0.9 < document["figures"]["share_of_uniform"] <= 1
-    assert document["figures"]["modules_on"] == len(adapted)
+        assert figures["scorings"] == 2
+    assert (0.5 if "--reallocate-every" in words else 0.9) < figures["share_of_uniform"] <= 1
+    assert figures["modules_on"] == len(adapted)
+
+
+@pytest.mark.parametrize("words", ["--proxy snip --proxy-steps 1000000", "--reallocate-every 2"])
+def test_a_dry_run_of_hetero_scores_nothing(tune: Tune, tmp_path: Path, words: str) -> None:
+    """It tells of large LoRAs in all modules, before some are chosen."""
+    common = (*SHAPE, *PACE, "--allocation", "hetero", *words.split())
+    told = tune(*common, "--dry-run").document
+    sides = 32 + 32, 32 + 64
+    assert told["trained_numbers"] == 2 * sum(16 * side for side in sides)
+    plain = tune(*SHAPE, *PACE, "--dry-run").document
+    assert told["training_bytes"] > plain["training_bytes"]
+    assert not any(path.name.startswith((".new", "new")) for path in tmp_path.iterdir())
 
 
 def test_options_that_do_not_go_together_are_named(tune: Tune) -> None:

@@ -15,11 +15,14 @@ from support.plain import CLOSED_ROWS, DenseModel, logits, loss
 from torch import Tensor, nn
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.budget import Budget
 from recycle_cli.engine.encoding import Example, encode_examples
+from recycle_cli.engine.forward import collate
 from recycle_cli.engine.store import Snapshot, Store
 from recycle_cli.engine.training import Trained, TrainingPlan, train
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.progress import Silent
+from recycle_cli.tuning.catalog import METHODS
 from recycle_cli.tuning.lora_allocations.hetero import (
     Reallocation,
     allotted,
@@ -36,7 +39,7 @@ from recycle_cli.tuning.lora_allocations.proxies import (
     synflow,
 )
 from recycle_cli.tuning.lora_architectures.fresh import Target, lora_targets
-from recycle_cli.tuning.lora_form import Setup
+from recycle_cli.tuning.lora_form import Setup, form_budget, former_of, ordinary, train_form
 from recycle_cli.tuning.peft_layers import factor_pair, peft_layers
 from recycle_cli.tuning.target_lora import LoraRecipe, target_lora
 
@@ -96,7 +99,8 @@ def test_scores_are_those_of_autograd(
     pico_base: BaseModel, wrapped: dict[str, Any], examples: list[Example]
 ) -> None:
     expected = dense_gradients(pico_base, wrapped, examples)
-    batches = [examples[:2], examples[2:5], examples[5:]]
+    parts = (examples[:2], examples[2:5], examples[5:])
+    batches = [collate(pico_base, part) for part in parts]
     norms = grad_norm(pico_base, wrapped, batches)
     assert norms == pytest.approx(
         {path: float(a.norm() + b.norm()) for path, (a, b) in expected.items()}, rel=1e-4
@@ -129,8 +133,9 @@ def test_synflow_is_snip_of_a_model_of_sizes(
     pairs = {path: factor_pair(layer) for path, layer in peft_layers(sizes).items()}
     # The head is a matrix of its own, so that ones in the embeddings leave it alone.
     assert not pico_base.model.config.tie_word_embeddings
-    expected = snip(sizes, pairs, [examples])
-    assert synflow(pico_base, wrapped, [examples]) == pytest.approx(expected, rel=1e-4)
+    batches = [collate(pico_base, examples)]
+    expected = snip(sizes, pairs, batches)
+    assert synflow(pico_base, wrapped, batches) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", list(PROXIES))
@@ -251,7 +256,7 @@ def test_as_many_numbers_are_trained_as_in_the_uniform_baseline(
     # Short of it by less than a rank of the module that was next.
     assert 0 <= uniform - count < max(sum(target.shape) for target in targets.values())
     for path, scale in scales.items():
-        large = math.ceil(targets[path].rank / share)
+        large = min(math.ceil(targets[path].rank / share), *targets[path].shape)
         assert scale == pytest.approx(4 / large ** (0.5 if rslora else 1), rel=1e-6)
 
 
@@ -262,14 +267,14 @@ def test_the_large_rank_is_no_more_than_a_module_has(pico_base: BaseModel) -> No
             assert factor_pair(layer)[0].shape[0] == min(64, *targets[path].shape)
 
 
-def test_the_tiniest_share_asks_for_no_rank_that_no_module_has(
+def test_the_tiniest_share_neither_asks_for_a_rank_that_no_module_has_nor_mutes_the_lora(
     pico_base: BaseModel, targets: dict[str, Target]
 ) -> None:
     recipe = enlarged(RECIPE, targets, 1e-4)
     assert recipe.rank == 32
     with target_lora(pico_base, recipe, 0):
-        for layer in peft_layers(pico_base).values():
-            assert layer.scaling["default"] == pytest.approx(4 / 20_000)
+        for path, layer in peft_layers(pico_base).items():
+            assert layer.scaling["default"] == pytest.approx(4 / min(targets[path].shape))
 
 
 def test_ties_are_broken_by_chance_alone() -> None:
@@ -299,6 +304,7 @@ def run(
     with target_lora(base, enlarged(RECIPE, targets, 0.25), 0) as peft_model:
         setup = Setup(base, RECIPE, plan, examples)
         made = Reallocation(setup, targets, proxy="grad-norm", share=0.25, every=4)
+        made.begin(plan)
         parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
         own = made.hooks()
 
@@ -333,8 +339,13 @@ def test_who_is_off_stands_still_and_is_not_in_the_model(
             moved = {name for name in now if not torch.equal(now[name], before[name])}
             assert {any(f"{path}.lora" in name for path in on) for name in moved} == {True}
             assert all(any(f"{path}.lora_B" in name for name in moved) for path in on)
-    assert made.settle()["scorings"] == 3
-    assert made.settle()["modules_ever_on"] >= len(watch[0][0])
+    told, (on, _) = made.settle(), watch[-1]
+    assert told["scorings"] == 3
+    assert told["modules_ever_on"] >= len(watch[0][0])
+    trained = sum(8 * sum(targets[path].shape) for path in made.enabled())
+    assert told["share_of_uniform"] == trained / budget(targets)
+    assert 0.5 < told["share_of_uniform"] <= 1
+    assert len(on) <= told["modules_ever_on"]
 
 
 def test_the_best_state_comes_back_with_what_was_on(
@@ -375,3 +386,124 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(
     assert again.enabled() == made.enabled()
     assert again.settle() == made.settle()
     assert all(torch.equal(factors[name], same[name]) for name in factors)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+STATIC = {"allocation": "hetero", "proxy": "snip", "share": 0.25, "proxy_steps": 2}
+DYNAMIC = {"allocation": "hetero", "proxy": "grad-norm", "share": 0.25, "reallocate_every": 2}
+
+
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    return dict(METHODS["lora"].settings(given, target=False))
+
+
+@contextlib.contextmanager
+def passes(base: BaseModel) -> Iterator[list[int]]:
+    """The rows of each pass over the model that gradients are taken of."""
+    seen: list[int] = []
+
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            seen.append(len(inputs[0]))
+
+    hook = base.model.base_model.register_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def large_budget(base: BaseModel, examples: list[Example], plan: TrainingPlan) -> Budget:
+    """Of an ordinary LoRA with the large rank in every module."""
+    recipe = enlarged(RECIPE, lora_targets(base, RECIPE), 0.25)
+    setup = Setup(base, recipe, plan, examples)
+    with ordinary(setup) as form:
+        return form_budget(setup, form, 0)
+
+
+@pytest.mark.parametrize("given", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+def test_scores_are_taken_in_passes_that_fit(
+    pico_base: BaseModel, examples: list[Example], given: dict[str, Any]
+) -> None:
+    plan = replace(PLAN, steps=2, batch_size=4, eval_every=2)
+    whole = large_budget(pico_base, examples, plan)
+    # Room for a row, and for all that is kept beside the gradients, but not for two rows.
+    limit = whole.needed(1) + whole.trained + whole.a_row // 2
+    setup = Setup(pico_base, RECIPE, plan, examples, max_memory=limit)
+    with passes(pico_base) as seen, former_of(settings(given))(setup) as form:
+        # The first four measure one row and two, and what they begin with.
+        formed = seen[4:]
+        assert bool(formed) == (given is STATIC)
+        fitted = form_budget(setup, form, limit).fitted(plan)
+        assert given is STATIC or fitted.micro_batch == 1
+        seen.clear()
+        train_form(setup, form, examples, replace(fitted, micro_batch=1), Silent())
+    assert {*formed, *seen} == {1}
+
+
+def test_what_does_not_fit_is_refused_before_it_is_scored(
+    pico_base: BaseModel, examples: list[Example]
+) -> None:
+    limit = large_budget(pico_base, examples, PLAN).needed(0)
+    setup = Setup(pico_base, RECIPE, PLAN, examples, max_memory=limit)
+    with (
+        passes(pico_base) as seen,
+        pytest.raises(RecycleError, match="training takes"),
+        former_of(settings(STATIC))(setup),
+    ):
+        pass
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ["grad-norm", "snip", "synflow"])
+def test_scores_are_the_same_where_activations_are_computed_again(
+    pico_base: BaseModel, wrapped: dict[str, Any], examples: list[Example], name: str
+) -> None:
+    # What passes over two rows come to; what all rows begin with is a row of its own.
+    calls: list[int] = []
+    mlp = pico_base.model.base_model.layers[0].mlp
+    hook = mlp.register_forward_pre_hook(lambda _m, inputs: calls.append(len(inputs[0])))
+    plan = replace(PLAN, batch_size=2)
+    expected = score(pico_base, name, examples, plan)
+    once = calls.count(2)
+    found = score(pico_base, name, examples, replace(plan, checkpointing=True))
+    hook.remove()
+    tiny = 1e-6 * max(expected.values())
+    assert found == pytest.approx(expected, rel=1e-4, abs=tiny)
+    assert once == len(examples) // 2
+    assert calls.count(2) == 3 * once
+
+
+@pytest.mark.parametrize("given", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+def test_where_only_memory_is_asked_for_nothing_is_scored(
+    pico_base: BaseModel, examples: list[Example], given: dict[str, Any]
+) -> None:
+    setup = Setup(pico_base, RECIPE, PLAN, examples, only_measured=True)
+    with passes(pico_base) as seen, former_of(settings(given))(setup) as form:
+        assert not seen
+        found = form_budget(setup, form, 0)
+        # Of what all rows begin with and of the rows, one and two.
+        assert len(seen) <= 4
+        numbers = sum(parameter.numel() for parameter in form.parameters.values())
+    assert numbers == 4 * budget(lora_targets(pico_base, RECIPE))
+    whole = large_budget(pico_base, examples, PLAN)
+    assert (found.fixed, found.a_row) == (whole.fixed, whole.a_row)
+    kept_beside = 1 if given is STATIC else 2
+    assert found.trained == whole.trained + kept_beside * 4 * numbers
+
+
+def test_proxy_training_ends_at_its_last_step_even_where_that_is_worse(
+    pico_base: BaseModel, examples: list[Example]
+) -> None:
+    """The best state would be the start, where B is zero and snip has nothing to score."""
+    plan = replace(PLAN, lr=3.0, warmup=0.0)
+    targets = lora_targets(pico_base, RECIPE)
+    large = replace(RECIPE, rank=8)
+    with target_lora(pico_base, large, 0) as peft_model:
+        parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
+        short = replace(plan, steps=2, eval_every=2)
+        trained = train(pico_base, parameters, examples, examples, short, Silent())
+        assert trained.best_step == 0
+    with former_of(settings(STATIC))(Setup(pico_base, RECIPE, plan, examples)) as form:
+        assert 0 < len(form.update()) < len(targets)

@@ -39,12 +39,17 @@ class Setup:
         recipe: its shape.
         plan: how it will be trained; its seed is that of all that is drawn.
         examples: the training rows.
+        max_memory: bytes that may be taken beyond the model; None for what is free.
+        only_measured: whether no more than its memory is asked for, so that whatever takes steps or
+            looks at rows to make it is left out.
     """
 
     base: BaseModel
     recipe: LoraRecipe
     plan: TrainingPlan
     examples: Sequence[Example]
+    max_memory: int | None = None
+    only_measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class LoraForm:
         kept_a_row: bytes that its options keep for each row of a pass until the step.
         later: bytes that it takes beyond what is trained at first.
         peft_model: PEFT's wrapper; None where it is in a form of ours.
+        begin: told right before it is trained how, with passes that fit into memory.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -75,6 +81,7 @@ class LoraForm:
     kept_a_row: int = 0
     later: int = 0
     peft_model: Any = None
+    begin: Callable[[TrainingPlan], object] = lambda _plan: None
 
     def then(self, hooks: Hooks, settle: Callable[[], dict[str, float]] = dict) -> "LoraForm":
         """The same with more hooks and figures, called after its own."""
@@ -174,6 +181,7 @@ def train_form(
     Raises:
         RecycleError: a loss is no longer a finite number, or the disk refused.
     """
+    form.begin(plan)
     trained = train(
         setup.base, form.parameters, setup.examples, valid, plan, progress, form.hooks, store
     )

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,8 @@ def _of_lora(job: Job, base: "BaseModel") -> BudgetDocument:
     from recycle_cli.lora.folder import write_adapter
     from recycle_cli.tuning.lora_form import form_budget, former_of
 
-    own, setup = list(base.model.parameters()), lora_setup(job, base)
+    own = list(base.model.parameters())
+    setup = replace(lora_setup(job, base), only_measured=True)
     with former_of(job.settings)(setup) as form:
         budget = form_budget(setup, form, job.request.max_memory)
         trained = list(form.parameters.values())

@@ -65,7 +65,7 @@ def lora_setup(job: Job, base: "BaseModel") -> "Setup":
     from recycle_cli.tuning.target_lora import LoraRecipe
 
     recipe = LoraRecipe(**job.request.shape_in_force())
-    return Setup(base, recipe, training_plan(job), job.train)
+    return Setup(base, recipe, training_plan(job), job.train, job.request.max_memory)
 
 
 def training_plan(job: Job) -> "TrainingPlan":

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from recycle_cli.engine.attention import attention_with_gradients
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.encoding import Example
-from recycle_cli.engine.forward import answer_loss, collate
+from recycle_cli.engine.forward import Batch, answer_loss
 from recycle_cli.engine.training import finite
 from recycle_cli.errors import InputError
 
@@ -28,22 +28,20 @@ BATCHES = 32
 """How many batches of the training rows are looked at, at most."""
 
 Pair = tuple[nn.Parameter, nn.Parameter]
-Score = Callable[[BaseModel, Mapping[str, Pair], Sequence[Sequence[Example]]], dict[str, float]]
+Score = Callable[[BaseModel, Mapping[str, Pair], Sequence[Batch]], dict[str, float]]
 """Takes the model with its LoRAs on, their factors A (rank, in) and B (out, rank) by module path,
-and batches of rows; gives a number from 0 for each module."""
+and batches of rows, one a pass; gives a number from 0 for each module."""
 
 
 def grad_norm(
-    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Sequence[Example]]
+    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """See `Score`."""
     gradients = _gradients(base, pairs, batches)
     return {path: float(a.norm() + b.norm()) for path, (a, b) in gradients.items()}
 
 
-def snip(
-    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Sequence[Example]]
-) -> dict[str, float]:
+def snip(base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Batch]) -> dict[str, float]:
     """See `Score`.
 
     Raises:
@@ -54,7 +52,7 @@ def snip(
 
 
 def synflow(
-    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Sequence[Example]]
+    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """See `Score`.
 
@@ -67,7 +65,7 @@ def synflow(
 
 
 def constant(
-    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Sequence[Example]]
+    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """See `Score`."""
     return dict.fromkeys(pairs, 1.0)
@@ -82,18 +80,18 @@ PROXIES: Mapping[str, Score] = {
 
 
 def _gradients(
-    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Sequence[Example]]
+    base: BaseModel, pairs: Mapping[str, Pair], batches: Sequence[Batch]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """dL/dA and dL/dB of the mean loss over the answer tokens, by module path."""
     factors = [factor for pair in pairs.values() for factor in pair]
-    tokens = sum(len(example.answer) for batch in batches for example in batch)
+    tokens = sum(batch.targets.numel() for batch in batches)
     totals = [torch.zeros_like(factor) for factor in factors]
     for batch in batches:
-        part = collate(base, batch)
-        loss = answer_loss(base, part) * (part.targets.numel() / tokens)
-        finite(loss.item(), "training")
-        # Given back, where a backward pass would leave them with the factors.
-        found = torch.autograd.grad(loss, factors, allow_unused=True)
+        with attention_with_gradients(base, batch.attention.shape[1]):
+            loss = answer_loss(base, batch) * (batch.targets.numel() / tokens)
+            finite(loss.item(), "training")
+            # Given back, where a backward pass would leave them with the factors.
+            found = torch.autograd.grad(loss, factors, allow_unused=True)
         for total, gradient in zip(totals, found, strict=True):
             if gradient is not None:
                 total += gradient
