@@ -40,7 +40,7 @@ def examples(pico_base: BaseModel) -> list[Example]:
 def trained(base: BaseModel, examples: list[Example], **given: str) -> tuple[LoraForm, list[float]]:
     """Three steps; gives the form, and the losses at each validation on the training rows."""
     settings = METHODS["lora"].settings(given, target=False)
-    lr = 0.02 * (10 if OPTIONS[given["optimizer"]].pace else 1)
+    lr = 0.2 if OPTIONS[given["optimizer"]].pace.get("lr", 0) >= 1 else 0.02
     plan = TrainingPlan(steps=3, lr=lr, batch_size=6, eval_every=1, warmup=0.0)
     setup = Setup(base, RECIPE, plan, examples)
     with former_of(settings)(setup) as form:

@@ -127,6 +127,21 @@ def test_steps_on_large_gradients_are_skipped_where_asked_for(
     assert torch.equal(torch.stack(products(parameters)), before) != moves
 
 
+def test_a_factor_goes_on_by_its_momentum_where_its_gradient_is_skipped() -> None:
+    found = []
+    for size in (1e4, -1e6):
+        parameters = pairs_after(TURNS["none"])
+        optimizer = hooks_of(parameters, update_skipping=1.0).optimizer(parameters, PLAN)
+        trajectory(parameters, optimizer)
+        before = torch.stack(products(parameters)).detach()
+        optimizer.zero_grad()
+        loss(parameters, size).backward()
+        optimizer.step()
+        found.append(torch.stack(products(parameters)).detach() - before)
+    assert found[0].norm() > 1e-3
+    torch.testing.assert_close(found[0], found[1], msg="no gradient had a part in it")
+
+
 def test_gradients_are_clipped_in_its_own_coordinates_alone() -> None:
     """The loop's clipping, of gradients of the factors, would depend on how products are split."""
     parameters = pairs_after(TURNS["stretched"])

@@ -95,6 +95,7 @@ _ROWS = (
         "arXiv 2410.20625",
         target="lora_optimizers.rite:rite",
         defaults={"update_skipping": 1.0},
+        pace={"lr": 3e-4},
         refuses={
             **_no_plain_pairs("dual", "adalora", "dora"),
             "res-ms": "its factors act across modules, not as pairs",
@@ -108,7 +109,7 @@ _ROWS = (
         "arXiv 2509.19977",
         target="lora_optimizers.projected:oplora",
         defaults=_PROJECTED,
-        pace={"lr": 0.2},
+        pace={"lr": 1.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
@@ -118,7 +119,7 @@ _ROWS = (
         "arXiv 2602.16456",
         target="lora_optimizers.projected:lorsum",
         defaults=_PROJECTED,
-        pace={"lr": 1.0},
+        pace={"lr": 10.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
@@ -133,7 +134,7 @@ _ROWS = (
             "metric_power": 0.5,
             "metric_damping": 1e-5,
         },
-        pace={"lr": 1.0},
+        pace={"lr": 10.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(

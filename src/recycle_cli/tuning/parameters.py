@@ -71,8 +71,8 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter(
             "update_skipping",
             float,
-            "A factor stays as it is in a step where the root mean square of its gradient, in "
-            "coordinates of the product, is above this; 0 never skips.",
+            "Where the root mean square of a factor's gradient, in coordinates of the product, is "
+            "above this, the factor goes on by its momentum alone in that step; 0 never skips.",
         ),
         Parameter(
             "inner_steps",
