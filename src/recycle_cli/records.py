@@ -468,17 +468,21 @@ class BestStep(Part):
 
 class SweepTrial(Part):
     """A short training with one candidate for the rate, the rank, or both: how many steps it had,
-    and its lowest validation loss in nats."""
+    how many more were trained before modules were scored, and its lowest validation loss in nats.
+    That is null where a loss was no longer a finite number; the steps are then those that it should
+    have had."""
 
     lr: float | None = None
     rank: int | None = None
     steps: int
-    valid_loss: float
+    proxy_steps: int = 0
+    valid_loss: float | None
 
 
 class TuneSweep(Part):
     """How the rate and the rank of a LoRA were found: the candidates, the short trainings that they
-    had, and what all of them took beyond the training itself."""
+    had, and the steps of every kind and the seconds that all of these took, in all processes where
+    the run was interrupted, beyond the training itself."""
 
     grid: dict[str, list[float]]
     trials: list[SweepTrial]

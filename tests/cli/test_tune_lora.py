@@ -1,6 +1,9 @@
 """The ways to train a LoRA, on the real command."""
 
+import json
+import math
 import shlex
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.command import assert_refused
+from support.command import assert_refused, kill_once_kept
 from support.folders import logits_of
 from support.tune import PACE, SHAPE, Tune
 from transformers import AutoModelForCausalLM
 
 from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.training import Diverged, finite
 from recycle_cli.lora.folder import read_adapter, weights_sha256
+from recycle_cli.records import TuneSweep
 from recycle_cli.tuning.catalog import METHODS
 from recycle_cli.tuning.lora_catalog import OPTIONS, names_on
 from recycle_cli.tuning.target_lora import LoraRecipe
+from recycle_cli.workflows import tune_sweep
 
 PAPER = {"rank": 64, "alpha": 16, "dropout": 0.1, "lr": 3e-4, "steps": 400, "batch_size": 8}
 
@@ -110,15 +116,19 @@ def test_a_rate_and_a_rank_are_found_by_halving(tune: Tune) -> None:
     rounds: dict[int, list[dict[str, Any]]] = {}
     trials = iter(sweep["trials"])
     left = None
-    for number, count in enumerate((8, 4, 2)):
+    # 10 steps, then the training's 12: more rounds would find the same again.
+    for number, count in enumerate((8, 4)):
         rounds[number] = [next(trials) for _ in range(count)]
         if left is not None:
             found = sorted((t["lr"], t["rank"]) for t in rounds[number])
             assert found == sorted(left)
         best = sorted(rounds[number], key=lambda t: t["valid_loss"])
         left = [(t["lr"], t["rank"]) for t in best[: -(-count // 2)]]
+    assert left
+    assert {t["steps"] for t in rounds[0]} == {10}
+    assert {t["steps"] for t in rounds[1]} == {12}
     assert next(trials, None) is None
-    assert left == [(sweep["chosen"]["lr"], sweep["chosen"]["rank"])]
+    assert left[0] == (sweep["chosen"]["lr"], sweep["chosen"]["rank"])
     assert (settings["lr"], settings["rank"]) == left[0]
     assert document["rank"] == left[0][1]
     assert sweep["steps"] == sum(trial["steps"] for trial in sweep["trials"])
@@ -131,6 +141,104 @@ def test_a_rate_and_a_rank_are_found_by_halving(tune: Tune) -> None:
     ).document
     assert fixed["sha256"] == document["sha256"]
     assert fixed["sweep"] is None
+
+
+SWEPT = ("--target-module", "q_proj", "--rank", 2, "--rows", 20, "--batch-size", 4, "--lr", "auto")
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_a_sweep_for_a_short_training_tries_each_candidate_once(tune: Tune, steps: int) -> None:
+    done = tune(*SWEPT, "--steps", steps)
+    sweep = done.document["sweep"]
+    assert [trial["lr"] for trial in sweep["trials"]] == sweep["grid"]["lr"]
+    assert {trial["steps"] for trial in sweep["trials"]} == {steps}
+    assert sweep["steps"] == 4 * steps
+    assert "going on from" not in done.stderr
+
+
+def test_steps_before_scores_are_counted(tune: Tune) -> None:
+    words = ("--allocation", "hetero", "--proxy", "snip", "--proxy-steps", 3, "--share", 0.5)
+    sweep = tune(*SWEPT, "--steps", 2, *words).document["sweep"]
+    assert {trial["proxy_steps"] for trial in sweep["trials"]} == {3}
+    assert sweep["steps"] == 4 * (2 + 3)
+
+
+def test_a_rate_at_the_edge_of_the_grid_is_warned_of(tune: Tune) -> None:
+    """From so small a rate, the highest is the best in few steps."""
+    document = tune(*SWEPT, "--steps", 2).document
+    assert document["sweep"]["chosen"]["lr"] == max(document["sweep"]["grid"]["lr"])
+    told = "is the highest of those tried: the best may be higher."
+    assert any(warning.endswith(told) for warning in document["warnings"])
+    card = (Path(document["path"]) / "README.md").read_text(encoding="utf-8")
+    assert told in card
+
+
+def test_a_rate_that_diverges_is_ruled_out(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_sweep, "LR_GRID", (1.0, 3.0, 10.0, 1e38))
+    document = tune(*SWEPT, "--steps", 20).document
+    first, sweep = document["sweep"]["trials"][:4], document["sweep"]
+    assert [trial["valid_loss"] is None for trial in first] == [False, False, False, True]
+    assert (first[3]["steps"], len(sweep["trials"])) == (10, 6)
+    assert all(trial["lr"] < 1 for trial in sweep["trials"][4:])
+    assert document["settings"]["lr"] == sweep["chosen"]["lr"] < 1
+    # Of the rates that can be trained it is the highest, but not of those tried.
+    assert not any("of those tried" in warning for warning in document["warnings"])
+    card = (Path(document["path"]) / "README.md").read_text(encoding="utf-8")
+    assert "6 short trainings, of which 1 diverged" in card
+
+
+def test_where_all_rates_diverge_the_hint_is_for_who_left_it_to_be_found(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_sweep, "LR_GRID", (1e37, 1e38))
+    done = tune(*SWEPT, "--steps", 4, succeeds=False)
+    assert_refused(done, 1, "with none of the 2 candidates", "--lr auto tries none below 3e+33")
+    assert not any(path.name.startswith((".new", "new")) for path in tmp_path.iterdir())
+
+
+def test_an_interrupted_sweep_goes_on_with_what_it_has(
+    tune: Tune, tmp_path: Path, task: Path, pico_folder: Path
+) -> None:
+    line = (*SWEPT, "--steps", 24, "--eval-every", 2, "--patience", 1000)
+    whole = tune(*line, out="whole").document
+    state = tmp_path / ".killed.unfinished"
+    common = ("--task", task, "--base-model", pico_folder, "--out", "killed")
+    kill_once_kept(["tune", *map(str, [*line, *common])], tmp_path, state / "sweep.json")
+    shutil.copytree(state, tmp_path / ".again.unfinished")
+    kept = json.loads((state / "sweep.json").read_text(encoding="utf-8"))
+    assert 0 < len(kept["trials"]) < len(whole["sweep"]["trials"])
+    # As if the first process had taken an hour, and found something else.
+    name = next(iter(kept["trials"]))
+    kept["trials"][name]["valid_loss"] = 0.5
+    (state / "sweep.json").write_text(json.dumps({**kept, "elapsed_s": 3600.0}), encoding="utf-8")
+    other = tune(*line, "--resume", "--seed", 1, out="killed", succeeds=False)
+    assert_refused(other, 2, "differs in seed")
+    document = tune(*line, "--resume", out="killed").document
+    assert document["sweep"]["trials"][0]["valid_loss"] == 0.5
+    assert document["sweep"]["trials"][1] == whole["sweep"]["trials"][1]
+    assert document["sweep"]["elapsed_s"] > 3600
+    assert not state.exists()
+    # Where both that went on have diverged since, those that were let go come back.
+    grid = whole["sweep"]["grid"]["lr"]
+    trials = {f"lr {lr:g}, 10 steps": {"lr": lr, "steps": 10, "valid_loss": lr} for lr in grid}
+    for lr in grid[:2]:
+        trials[f"lr {lr:g}, 20 steps"] = {"lr": lr, "steps": 20, "valid_loss": None}
+    again = {**kept, "trials": trials}
+    state_file = tmp_path / ".again.unfinished/sweep.json"
+    state_file.write_text(json.dumps(again), encoding="utf-8")
+    sweep = tune(*line, "--resume", out="again").document["sweep"]
+    assert [(t["lr"], t["steps"]) for t in sweep["trials"][4:]] == [(lr, 20) for lr in grid]
+    assert sweep["chosen"]["lr"] in grid[2:]
+
+
+def test_a_training_that_diverges_at_a_rate_that_was_found_says_so() -> None:
+    sweep = TuneSweep(grid={"lr": [0.3, 0.9]}, trials=[], chosen={"lr": 0.9}, steps=0, elapsed_s=0)
+    with pytest.raises(Diverged) as caught, tune_sweep.rate_found_by(sweep):
+        finite(math.nan, "training")
+    assert "at the rate of 0.9 that short trainings had found" in caught.value.message
+    assert caught.value.hint == "give a lower one, as in --lr 0.3"
+    with pytest.raises(Diverged, match=r"became nan$"), tune_sweep.rate_found_by(None):
+        finite(math.nan, "training")
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ from recycle_cli.workflows.tune_job import (
     mixture_plan,
     tell_budget,
 )
-from recycle_cli.workflows.tune_lora import found_by_sweep, lora_on, train_ready
+from recycle_cli.workflows.tune_lora import lora_on, train_ready
 from recycle_cli.workflows.tune_request import FULL, TARGET_FOLDER, TuneRequest, check_request
 from recycle_cli.workflows.tune_state import store_of, unfinished, write_mixture
+from recycle_cli.workflows.tune_sweep import found_by_sweep, rate_found_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ def _run(job: Job, base: "BaseModel", progress: Progress) -> TuneDocument:
 
 def _train_lora(job: Job, base: "BaseModel", progress: Progress) -> _Outcome:
     job, sweep = found_by_sweep(job, base, progress)
-    with lora_on(job, base, progress) as ready:
+    with rate_found_by(sweep), lora_on(job, base, progress) as ready:
         progress.stage("training a target LoRA", ready.plan.steps)
         trained, figures, settings = train_ready(job, ready, progress)
         kept = _export_lora(job, ready.form)
@@ -273,6 +274,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
             others_licenses(request, outcome.adapters),
             outcome.energy_kept,
             job.method.routed,
+            outcome.sweep,
         ),
         sweep=outcome.sweep,
         **clock.fields(request.seed, request.command(job.sources, job.target)),

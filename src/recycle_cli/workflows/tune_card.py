@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycle_cli.records import MixedAdapter, TuneDocument
+from recycle_cli.records import MixedAdapter, TuneDocument, TuneSweep
 from recycle_cli.tuning.catalog import find_tuning_method
 from recycle_cli.tuning.lora_catalog import AXES, chosen_options
 from recycle_cli.workflows.licenses import card_licenses, license_warnings
 from recycle_cli.workflows.merge_card import LOW_ENERGY
 from recycle_cli.workflows.model_card import Card, CardSource
-from recycle_cli.workflows.tune_request import TuneRequest
+from recycle_cli.workflows.tune_request import LR, TuneRequest
 
 if TYPE_CHECKING:
     from recycle_cli.engine.training import Trained
@@ -41,16 +41,21 @@ FIGURES = {
 
 
 def tune_warnings(
-    trained: "Trained", licenses: Sequence[str | None], energy_kept: float, routed: bool
+    trained: "Trained",
+    licenses: Sequence[str | None],
+    energy_kept: float,
+    routed: bool,
+    sweep: TuneSweep | None = None,
 ) -> list[str]:
     """What may surprise: licences, a training that changed nothing, a lossy rank limit, a result
-    that is no LoRA.
+    that is no LoRA, a rate found at the end of those that were tried.
 
     Args:
         trained: what came of it.
         licenses: of the adapters that others made.
         energy_kept: the share of the squared norm that the export has.
         routed: whether the result chooses between adapters token by token.
+        sweep: how the rate was found, where it was.
     """
     warnings = license_warnings(licenses)
     if trained.best_step == 0 and len(trained.history) > 1:
@@ -65,7 +70,21 @@ def tune_warnings(
         )
     if energy_kept < LOW_ENERGY:
         warnings.append(f"The rank limit keeps {energy_kept:.1%} of the update's energy.")
-    return warnings
+    return [*warnings, *_at_the_edge(sweep)]
+
+
+def _at_the_edge(sweep: TuneSweep | None) -> list[str]:
+    """That the best rate may lie beyond the grid."""
+    rate = sweep.chosen.get(LR) if sweep else None
+    if sweep is None or rate is None:
+        return []
+    for most, end, beyond in ((min, "lowest", "lower"), (max, "highest", "higher")):
+        if rate == most(sweep.grid[LR]):
+            return [
+                f"The rate that was found, {rate:.3g}, is the {end} of those tried: the best may "
+                f"be {beyond}."
+            ]
+    return []
 
 
 def others_licenses(request: TuneRequest, adapters: Sequence[MixedAdapter]) -> list[str | None]:
@@ -138,7 +157,9 @@ def _sweep(document: TuneDocument) -> list[str]:
     if sweep is None:
         return []
     chosen = " and ".join(f"{name} {value:.3g}" for name, value in sweep.chosen.items())
+    out = sum(trial.valid_loss is None for trial in sweep.trials)
+    diverged = f", of which {out} diverged" if out else ""
     return [
         f"Found by successive halving on the validation rows: {chosen}, in {len(sweep.trials)} "
-        f"short trainings of {sweep.steps} steps in all, {sweep.elapsed_s:.0f} s."
+        f"short trainings{diverged}, {sweep.steps} steps in all, {sweep.elapsed_s:.0f} s."
     ]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recycle_cli import __version__
-from recycle_cli.errors import InputError
+from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.progress import Progress
+from recycle_cli.records import SweepTrial
 from recycle_cli.tuning.catalog import SHAPING
 from recycle_cli.workflows.provenance import shown
 from recycle_cli.workflows.tune_request import TuneRequest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MIXTURE_FILE = "mixture.safetensors"
 COEFFICIENTS_FILE = "coefficients.json"
+SWEEP_FILE = "sweep.json"
 DIGITS = 6
 DIFFERS = {"method": "another method", "adapters": "other adapters or their order"}
 
@@ -43,6 +45,69 @@ def unfinished(request: TuneRequest, progress: Progress) -> Iterator[Path]:
             progress.message(f"The run is kept in {shown(state)}: go on with it with --resume.")
         raise
     shutil.rmtree(state, ignore_errors=True)
+
+
+class SweepState:
+    """The short trainings of a sweep that have ended, kept with the run while it goes on.
+
+    Attributes:
+        trials: by name.
+        elapsed_s: what they took, in all processes.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        """Takes up what is kept there.
+
+        Args:
+            folder: of the run.
+            run: what tells it from others, as in `Store`.
+
+        Raises:
+            InputError: what is kept is of another run, or damaged.
+        """
+        self._file, self._run = folder / SWEEP_FILE, json.loads(json.dumps(run))
+        self.trials: dict[str, SweepTrial] = {}
+        self.elapsed_s = 0.0
+        if self._file.exists():
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            fields = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = fields["run"]
+            self.elapsed_s = float(fields["elapsed_s"])
+            for name, trial in fields["trials"].items():
+                self.trials[name] = SweepTrial.model_validate(trial)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._file} cannot be read: {error}",
+                "start anew: leave out --resume and use --force",
+            ) from error
+        other = sorted(key for key in {*kept, *self._run} if kept.get(key) != self._run.get(key))
+        if other:
+            raise InputError(
+                f"the run kept in {self._file.parent} differs in {', '.join(other)}",
+                "ask for the same as then, or start anew: leave out --resume and use --force",
+            )
+
+    def save(self) -> None:
+        """Replaces what is kept; a kill meanwhile leaves the old.
+
+        Raises:
+            RecycleError: the disk refused.
+        """
+        trials = {name: trial.model_dump(mode="json") for name, trial in self.trials.items()}
+        fields = {"run": self._run, "elapsed_s": self.elapsed_s, "trials": trials}
+        beside = self._file.with_name(f"{SWEEP_FILE}.new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(fields), encoding="utf-8")
+            beside.replace(self._file)
+        except OSError as error:
+            raise RecycleError(
+                f"the state of the run cannot be kept in {self._file.parent}: {error}",
+                "free some space",
+            ) from error
 
 
 def store_of(job: "Job", settings: Mapping[str, Any]) -> "Store":
