@@ -54,10 +54,10 @@ def test_tokens_are_those_of_the_whole_text(base: BaseModel, text: str, answers:
     [prompt] = encode_prompts(base, [row])
     wanted = ids(base, whole(base, text, answers[0]))
     assert [*example.prompt, *example.answer] == [*wanted, base.tokenizer.eos_token_id]
-    assert example.prompt == prompt == tuple(ids(base, prompt_text(base, text)))
-    # White space at the end of a prompt is scored with the answers, whose first tokens may be
-    # scored together.
-    assert question.prompt == tuple(ids(base, prompt_text(base, text).rstrip()))
+    assert prompt == tuple(ids(base, prompt_text(base, text)))
+    # White space at the end of a prompt is trained on and scored with the answers, whose first
+    # tokens may be scored together.
+    assert example.prompt == question.prompt == tuple(ids(base, prompt_text(base, text).rstrip()))
     assert len(question.candidates) == len(answers)
     for answer, candidate in zip(answers, question.candidates, strict=True):
         assert candidate

@@ -25,7 +25,7 @@ class TextRow(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A row to train on: the answer ends with the end-of-turn token."""
+    """A row to train on: the tokens that are scored as its answer, and the end-of-turn token."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -58,13 +58,17 @@ def prompt_text(base: BaseModel, text: str) -> str:
 
 
 def encode_examples(base: BaseModel, rows: Sequence[TextRow]) -> list[Example]:
-    """Rows with their right answers, to train on."""
+    """Rows with their right answers, to train on.
+
+    The answer begins where that of `encode_questions` does. White space that is scored but never
+    trained on may become very unlikely, and a likelihood per character, which divides that by the
+    lengths of the answers, would then favour the long ones.
+    """
     end = end_of_answer(base)
     examples = []
     for row in rows:
-        prompt = prompt_text(base, row.input)
-        prompt_ids, answer = _cut(base, prompt, prompt + _spaced(base, row.output))
-        examples.append(Example(prompt_ids, (*answer, end)))
+        prompt, answer = _cut(base, prompt_text(base, row.input), row.output)
+        examples.append(Example(prompt, (*answer, end)))
     return examples
 
 
@@ -79,10 +83,7 @@ def encode_questions(base: BaseModel, rows: Sequence[TextRow]) -> list[Question]
 
 def _question(base: BaseModel, row: TextRow) -> Question:
     prompt = prompt_text(base, row.input)
-    pairs = [
-        _cut(base, prompt.rstrip(), prompt + _spaced(base, answer))
-        for answer in row.choices or (row.output,)
-    ]
+    pairs = [_cut(base, prompt, answer) for answer in row.choices or (row.output,)]
     answers = [answer for _, answer in pairs]
     shared = shared_length(answers)
     return Question(
@@ -130,13 +131,14 @@ def _spaced(base: BaseModel, answer: str) -> str:
     return answer if base.tokenizer.chat_template else " " + answer
 
 
-def _cut(base: BaseModel, prompt: str, whole: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens of the prompt, and those of the whole beyond that number.
+def _cut(base: BaseModel, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the prompt without the white space at its end, and those of prompt and answer
+    beyond that number.
 
     Both are tokenised as one text, since a token may reach over the border.
     """
-    prompt_ids = _tokens(base, prompt)
-    return prompt_ids, _tokens(base, whole)[len(prompt_ids) :]
+    prompt_ids = _tokens(base, prompt.rstrip())
+    return prompt_ids, _tokens(base, prompt + _spaced(base, answer))[len(prompt_ids) :]
 
 
 def _tokens(base: BaseModel, text: str) -> tuple[int, ...]:
