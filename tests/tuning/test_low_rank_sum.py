@@ -5,11 +5,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recycle_cli.tuning.lora_optimizers.gradient_norm import PROBES, squared_norm
+from recycle_cli.tuning.lora_optimizers.gradient_norm import EXACT_ROWS, PROBES, squared_norm
+from recycle_cli.tuning.lora_optimizers.low_rank_optimizer import Kfac, LowRankOptimizer, Rule
 from recycle_cli.tuning.lora_optimizers.low_rank_sum import Metric, Term, low_rank_sum
+from recycle_cli.tuning.lora_optimizers.recording import Recorder
+from recycle_cli.tuning.peft_layers import ADAPTER
 
 OUT, WIDTH, RANK, ROWS = 14, 11, 3, 20
 
@@ -154,7 +157,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("inner_steps", [0, 2])
 def test_nothing_of_the_size_of_the_weight_is_made(inner_steps: int) -> None:
     """With in = out = 100,000 that would take 40 GB."""
-    side, rank, rows = 100_000, 4, 4 * PROBES + 1
+    side, rank, rows = 100_000, 4, EXACT_ROWS + 1
     a, b = torch.randn(rank, side), torch.randn(side, rank)
     x, s = torch.randn(rows, side), torch.randn(rows, side)
     ones = torch.ones(side)
@@ -162,7 +165,39 @@ def test_nothing_of_the_size_of_the_weight_is_made(inner_steps: int) -> None:
         low_rank_sum([Term(1.0, a, b), Term(-0.1, x, s.T)], 1e-2, inner_steps, Metric(ones, ones))
         squared_norm(x, s)
         squared_norm(x[:50], s[:50])
-    assert 0 < largest.numbers <= max(rows, PROBES) * side
+    assert 0 < largest.numbers <= rows * side
+
+
+class Wide(nn.Module):
+    """What the recorder and the optimizer know of a LoRA layer of PEFT's, without the base's."""
+
+    def __init__(self, side: int, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(side, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({ADAPTER: nn.Linear(rank, side, bias=False)})
+        self.scaling = {ADAPTER: 0.5}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaling[ADAPTER] * self.lora_B[ADAPTER](self.lora_A[ADAPTER](x))
+
+
+def test_nor_is_it_in_whole_steps() -> None:
+    """From the pass to the moved factors, with momentum, a metric and clipping."""
+    side, rows = 100_000, 16
+    layer, rule = Wide(side, 2), Rule(1, 1e-2, 0.9, averaged=True, kfac=Kfac(0.9, 0.5, 1e-5))
+    recorder = Recorder({"wide": layer})
+    optimizer = LowRankOptimizer(recorder, lr=0.1, weight_decay=0.1, rule=rule, seed=0)
+    before = layer.lora_B[ADAPTER].weight.detach().clone()
+    with Largest() as largest, recorder.recording():
+        for _ in range(2):
+            optimizer.zero_grad()
+            # An input without gradients, as in the first layer, and two passes.
+            for count in (rows - 1, 1):
+                layer(torch.randn(count, side)).square().sum().backward()
+            optimizer.clip([], 1.0)
+            optimizer.step()
+    assert 0 < largest.numbers <= rows * side
+    assert not torch.equal(layer.lora_B[ADAPTER].weight, before)
 
 
 def test_the_norm_of_few_rows_is_exact() -> None:
@@ -170,7 +205,7 @@ def test_the_norm_of_few_rows_is_exact() -> None:
 
 
 def test_the_norm_of_many_rows_is_estimated_without_bias() -> None:
-    rows = 5 * PROBES
+    rows = EXACT_ROWS + 1
     x, s = drawn(rows, WIDTH, seed=4), drawn(rows, OUT, seed=6)
     exact = float((s.T @ x).square().sum())
     torch.manual_seed(0)

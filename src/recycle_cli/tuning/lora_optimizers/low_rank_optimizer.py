@@ -62,7 +62,9 @@ class Rule:
 class LowRankOptimizer(torch.optim.Optimizer):
     """Moves the factors of PEFT's LoRA layers by what a recorder has of their last passes.
 
-    Layers that took part in no pass stay as they are, momentum included.
+    Layers that took part in no pass stay as they are, momentum included. `zero_grad` comes before
+    the passes of each step: the gradients of A are made use of, since B^T S^T X is one, and those
+    of B are not computed, since they are of no use.
 
     Args:
         recorder: of the layers.
@@ -78,17 +80,25 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self.recorder, self.rule, self.seed = recorder, rule, seed
         self.factors = {path: factor_pair(layer) for path, layer in recorder.layers.items()}
         self._rows: dict[str, Rows] = {}
+        self._share = 1.0
         every = [factor for pair in self.factors.values() for factor in pair]
         super().__init__(every, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def clip(self, _parameters: Iterable[nn.Parameter], highest: float) -> None:
         """Scales the gradients by all weights down to a norm."""
-        rows = self._taken()
-        if rows:
-            norm = torch.stack([squared_norm(x, s) for x, s in rows.values()]).sum().sqrt()
-            if norm > highest:
-                self._rows = {path: (x, s * (highest / norm)) for path, (x, s) in rows.items()}
+        squares = [c * c * squared_norm(x, s) for x, s, c in self._taken().values()]
+        norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        self._share = highest / norm if norm > highest else 1.0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients; those of B are not computed again until the step is over."""
+        super().zero_grad(set_to_none)
+        self._take_gradients_of_b(False)
+
+    def _take_gradients_of_b(self, on: bool) -> None:
+        for _, b in self.factors.values():
+            b.requires_grad_(on)
 
     def _taken(self) -> dict[str, Rows]:
         """What was recorded since the last step."""
@@ -104,17 +114,20 @@ class LowRankOptimizer(torch.optim.Optimizer):
         (group,) = self.param_groups
         rows = self._taken()
         for path in list(rows):
-            self._move(path, rows.pop(path), group["lr"], group["weight_decay"])
+            x, s, c = rows.pop(path)
+            self._move(path, Rows(x, s, c * self._share), group["lr"], group["weight_decay"])
+        self._share = 1.0
+        self._take_gradients_of_b(True)
 
     def _move(self, path: str, rows: Rows, lr: float, weight_decay: float) -> None:
-        x, s = rows
+        x, s, c = rows
         rule, (a, b) = self.rule, self.factors[path]
         state = self._state_of(path)
-        metric = self._metric(state, x, s) if rule.kfac else None
-        new = 1 - rule.momentum if rule.averaged else 1.0
+        metric = self._metric(state, rows) if rule.kfac else None
+        new = c * (1 - rule.momentum if rule.averaged else 1.0)
         step = -lr / self.recorder.layers[path].scaling[ADAPTER]
         proximal = max(lr * rule.proximal, LEAST_PROXIMAL)
-        terms = [Term(1 - lr * weight_decay, a, b), Term(step * new, x, s.T)]
+        terms = [Term(1 - lr * weight_decay, a, b), Term(step * new, x, s.T, a.grad)]
         gradients = [Term(new, x, s.T)]
         if rule.momentum:
             before = (state["momentum_a"], state["momentum_b"])
@@ -140,14 +153,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
             )
         return state
 
-    def _metric(self, state: dict[str, Tensor], x: Tensor, s: Tensor) -> Metric:
+    def _metric(self, state: dict[str, Tensor], rows: Rows) -> Metric:
         """L and R, with these rows in the running means."""
-        kfac, rows = self.rule.kfac, len(x)
+        kfac, (x, s, c) = self.rule.kfac, rows
         assert kfac is not None
-        # The loss is a mean, so that S carries 1 / rows.
+        # The loss is a mean over the answer tokens of a step, which makes S the smaller the more
+        # rows there are.
         now = {
             "input_square": x.square().mean(dim=0),
-            "gradient_square": rows * s.square().sum(dim=0),
+            "gradient_square": len(x) * c * c * s.square().sum(dim=0),
         }
         for name, value in now.items():
             state[name].lerp_(value, 1 - kfac.decay)

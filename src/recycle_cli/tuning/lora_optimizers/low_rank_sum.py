@@ -23,11 +23,14 @@ class Term:
         c: its weight.
         A: (rank, in).
         B: (out, rank).
+        seen: B_1^T B A with the B_1 of the first term of a sum, (rank of B_1, in), where that is
+            at hand; None where it is to be computed.
     """
 
     c: float
     A: Tensor
     B: Tensor
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ def low_rank_sum(
             from the other's old value, which is a preconditioned gradient step.
         metric: L and R; None for the identity.
     """
-    metric = metric or _identity(terms[0])
     a, b = terms[0].A, terms[0].B
     if inner_steps == 0:
         return _solve_a(b, terms, proximal, metric), _solve_b(a, terms, proximal, metric)
@@ -68,29 +70,29 @@ def low_rank_sum(
     return a, b
 
 
-def _identity(term: Term) -> Metric:
-    return Metric(term.B.new_ones(term.B.shape[0]), term.A.new_ones(term.A.shape[1]))
-
-
-def _solve_a(b: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) -> Tensor:
+def _solve_a(b: Tensor, terms: Sequence[Term], proximal: float, metric: Metric | None) -> Tensor:
     """A' for a given B'."""
     start, *others = terms
-    weighted = b.T * metric.out
+    weighted = b.T * metric.out if metric else b.T
     factor, held = _factored(weighted @ b, proximal)
     right = held * start.A + (start.c * weighted @ start.B) @ start.A
     for term in others:
-        right += (term.c * (term.B.T @ b).T) @ term.A / metric.width
+        product = term.seen if b is start.B else None
+        if product is None:
+            product = (term.B.T @ b).T @ term.A
+        right.add_(product / metric.width if metric else product, alpha=term.c)
     return torch.cholesky_solve(right, factor)
 
 
-def _solve_b(a: Tensor, terms: Sequence[Term], proximal: float, metric: Metric) -> Tensor:
+def _solve_b(a: Tensor, terms: Sequence[Term], proximal: float, metric: Metric | None) -> Tensor:
     """B' for a given A'."""
     start, *others = terms
-    weighted = a * metric.width
+    weighted = a * metric.width if metric else a
     factor, held = _factored(weighted @ a.T, proximal)
     right = held * start.B + start.B @ (start.c * start.A @ weighted.T)
     for term in others:
-        right += ((term.c * (term.A @ a.T)).T @ term.B.T).T / metric.out[:, None]
+        product = ((term.A @ a.T).T @ term.B.T).T
+        right.add_(product / metric.out[:, None] if metric else product, alpha=term.c)
     return torch.cholesky_solve(right.T, factor).T
 
 

@@ -3,20 +3,35 @@
 The gradient of the loss by the weight that a LoRA adds to is S^T X, with the inputs X and the
 gradients S of the outputs, one row a token. Both are kept as they come in the backward pass; the
 product is not formed.
+
+What all rows of a pass begin with is run apart, as one row, and so recorded as one. Where a step
+has several passes it comes again in each; it then stays one row, with the sum of the gradients, so
+that what is recorded does not depend on how a step is cut into passes.
 """
 
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recycle_cli.tuning.peft_layers import ADAPTER
 
-Rows = tuple[Tensor, Tensor]
-"""X (tokens, in) and S (tokens, out), float32."""
+
+class Rows(NamedTuple):
+    """Rows whose gradient by the weight is c S^T X.
+
+    Args:
+        x: (tokens, in), float32, X.
+        s: (tokens, out), float32, S.
+        c: what S is to be multiplied by.
+    """
+
+    x: Tensor
+    s: Tensor
+    c: float
 
 
 class Recorder:
@@ -30,24 +45,29 @@ class Recorder:
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
         self.layers = layers
-        self._rows: dict[str, list[Rows]] = {}
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._beginnings: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._entering: dict[str, Tensor] = {}
+        self._went_back: set[str] = set()
 
     def clear(self) -> None:
         """Forgets what was recorded."""
-        self._rows.clear()
+        self._parts.clear()
+        self._beginnings.clear()
         self._entering.clear()
+        self._went_back.clear()
 
     def take(self, path: str) -> Rows | None:
-        """The rows of all passes since `clear`, once; None where there were none. S is the gradient
-        by the output of the module, the LoRA's scale apart."""
-        found = self._rows.pop(path, [])
+        """The rows of all passes since `clear`, once; None where there were none. c S is the
+        gradient by the output of the module: S is that by the LoRA's before it is scaled."""
+        found = [*self._parts.pop(path, []), *self._beginnings.pop(path, [])]
         if not found:
             return None
+        c = 1 / self.layers[path].scaling[ADAPTER]
         if len(found) == 1:
-            return found[0]
+            return Rows(*found[0], c)
         x, s = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return x, s
+        return Rows(x, s, c)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -76,16 +96,30 @@ class Recorder:
     ) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
+        self._went_back.discard(path)
         apply: Any = _Tap.apply
         tapped: Tensor = apply(output, self._entering.pop(path), functools.partial(self._add, path))
         return tapped
 
     def _add(self, path: str, x: Tensor, s: Tensor) -> None:
-        x, s = x.flatten(end_dim=-2), s.flatten(end_dim=-2)
-        there = torch.linalg.vector_norm(s, dim=1) > 0
-        if not there.all():
-            x, s = x[there], s[there]
-        self._rows.setdefault(path, []).append((x, s / self.layers[path].scaling[ADAPTER]))
+        x, s = _with_gradients(x.flatten(end_dim=-2), s.flatten(end_dim=-2))
+        # The beginning of a pass is run first, so that its gradients come second.
+        if path in self._went_back:
+            parts = self._beginnings.setdefault(path, [])
+            if parts and torch.equal(parts[-1][0], x):
+                s = parts.pop()[1] + s
+        else:
+            parts = self._parts.setdefault(path, [])
+        parts.append((x, s))
+        self._went_back.add(path)
+
+
+def _with_gradients(x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of both where that of S is not zero."""
+    there = (torch.linalg.vector_norm(s, dim=1) > 0).nonzero().squeeze(1)
+    if len(there) == len(s):
+        return x, s
+    return x.index_select(0, there), s.index_select(0, there)
 
 
 class _Tap(torch.autograd.Function):
