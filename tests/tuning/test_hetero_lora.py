@@ -138,6 +138,17 @@ def test_synflow_is_snip_of_a_model_of_sizes(
     assert synflow(pico_base, wrapped, batches) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.fixture
+def signed_zero(pico_base: BaseModel) -> Iterator[None]:
+    """A weight that is zero and has a sign."""
+    weights = pico_base.model.get_input_embeddings().weight.detach()
+    before = weights[7, 0].clone()
+    weights[7, 0] = -0.0
+    yield
+    weights[7, 0] = before
+
+
+@pytest.mark.usefixtures("signed_zero")
 @pytest.mark.parametrize("name", list(PROXIES))
 def test_scoring_leaves_no_trace(
     pico_base: BaseModel, wrapped: dict[str, Any], examples: list[Example], name: str
@@ -147,9 +158,6 @@ def test_scoring_leaves_no_trace(
     for at, parameter in enumerate(parameters):
         parameter.grad = torch.full_like(parameter, 0.1 * at)
     optimizer.step()
-    with torch.no_grad():
-        # A zero with a sign has to keep it.
-        pico_base.model.get_input_embeddings().weight[7, 0] = -0.0
     weights = copy.deepcopy(pico_base.model.state_dict())
     gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     state, random = copy.deepcopy(optimizer.state_dict()), torch.get_rng_state()
