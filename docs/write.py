@@ -1,4 +1,4 @@
-"""Writes documents.md, the reference of the JSON documents, from the models in records.py, the
+"""Writes documents.md, the reference of the JSON documents, from the models in records, the
 rules in merge.md from the merging catalog, the presets in tune.md from the tuning catalog, and the
 checks in crawl.md from those that vetting runs."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from support.adapters import write_peft_adapter
-from support.data_sets import pairs, put_in_cache, use_cache, write_data
+from support.data_sets import COMMIT, pairs, put_in_cache, use_cache, write_data
 
 from recycle_cli.engine.base_model import linear_shapes
 from recycle_cli.errors import InputError
@@ -61,6 +61,7 @@ def test_a_study_runs_on_data_sets(config: StudyConfig, settings: Settings, tmp_
     document = study(request, check_study(request, settings), settings, Silent()).study
     assert document.cells.failed == 0
     assert {row.task for row in document.table} == {"cats", "mine"}
+    assert {task.name: task.revision for task in document.tasks} == {"cats": COMMIT, "mine": None}
     tasks = {task.name: task for task in load_tasks(config)}
     train, valid = training_split(tasks["cats"], config.seeds[0], config.rows)
     # A fifth of the rows, from the validation part.

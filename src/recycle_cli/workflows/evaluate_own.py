@@ -108,6 +108,7 @@ class OwnTask(AskedTask):
                 name=self._task.name,
                 sha256=self._task.sha256,
                 path=str(self._task.path),
+                revision=self._task.revision,
                 rows=len(self._rows),
                 split="test",
             ),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from recycle_cli.evaluation.tasks import Task
 from recycle_cli.records import (
     AdapterRef,
     ScoredAdapter,
@@ -43,7 +44,7 @@ def selection_of(
     method = find_selection_method(request.method)
     task = request.task
     document = SelectionDocument(
-        task=TaskRef(name=task.name, sha256=task.sha256, path=str(task.path)) if task else None,
+        task=_named(task) if task else None,
         base_model=request.base_model,
         method=request.method,
         k=request.k,
@@ -79,3 +80,7 @@ def _scored(
         )
         for score in scores
     ]
+
+
+def _named(task: Task) -> TaskRef:
+    return TaskRef(name=task.name, sha256=task.sha256, path=str(task.path), revision=task.revision)

@@ -159,6 +159,7 @@ def _tasks(plan: Plan) -> list[StudyTask]:
                 name=task.name,
                 sha256=task.sha256,
                 path=str(task.path),
+                revision=task.revision,
                 metric=task.metric,
                 train_rows=len(train),
                 valid_rows=len(valid),

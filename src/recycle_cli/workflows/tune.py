@@ -255,6 +255,7 @@ def _describe(job: Job, base: "BaseModel", outcome: _Outcome, clock: Clock) -> T
             name=task.name,
             sha256=task.sha256,
             path=str(task.path),
+            revision=task.revision,
             train_rows=len(job.train),
             valid_rows=len(job.valid),
         ),
