@@ -57,12 +57,12 @@ class Result(TypedDict):
     valid_loss: float
 
 
-def cells() -> Iterator[Cell]:
-    """All of them; the ordinary way first."""
+def cells(seeds: Sequence[int]) -> Iterator[Cell]:
+    """All of them with these seeds; the ordinary way first."""
     ways = {USUAL: {}, **{option.name: {option.axis: option.name} for option in unusual()}}
     for name, given in ways.items():
         for task in TASKS:
-            yield from (Cell(name, given, task, seed) for seed in SEEDS)
+            yield from (Cell(name, given, task, seed) for seed in seeds)
 
 
 def run(work: Path, wanted: Iterable[Cell]) -> None:
@@ -116,10 +116,10 @@ Results = Mapping[str, Sequence[Result]]
 """Those of one way: by task, seed by seed."""
 
 
-def found(work: Path) -> dict[str, Results]:
-    """Every way whose results are all there."""
+def found(work: Path, seeds: Sequence[int]) -> dict[str, Results]:
+    """Every way whose results with these seeds are all there."""
     ways: dict[str, dict[str, list[Result]]] = {}
-    for cell in cells():
+    for cell in cells(seeds):
         file = cell.place(work).with_suffix(".json")
         if file.exists():
             result: Result = json.loads(file.read_text(encoding="utf-8"))
@@ -127,13 +127,13 @@ def found(work: Path) -> dict[str, Results]:
     return {
         name: tasks
         for name, tasks in ways.items()
-        if all(len(tasks.get(task, ())) == len(SEEDS) for task in TASKS)
+        if all(len(tasks.get(task, ())) == len(seeds) for task in TASKS)
     }
 
 
-def table(work: Path) -> Iterator[str]:
+def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
     """The Markdown of what is there: accuracy, and what differs from the ordinary way."""
-    ways = found(work)
+    ways = found(work, seeds)
     usual = ways.pop(USUAL, None)
     if usual is None:
         yield "The ordinary way has not been run on all tasks and seeds yet."
@@ -150,10 +150,10 @@ def table(work: Path) -> Iterator[str]:
     for (name, one), test in zip(ways.items(), tests, strict=True):
         yield _row(name, one, test)
     yield (
-        f"\nAccuracy in %, the mean of {len(SEEDS)} seeds; the difference of the means in points, "
-        f"with its interval of 95 %; p by Holm over the {len(ways)} of them; the mean of the best "
-        f"validation losses. {STEPS} steps of `--preset small`, {TRAIN_ROWS} rows to learn from, a "
-        f"fifth of them for validation, {TEST_ROWS} test rows a task. {machine()}"
+        f"\nAccuracy in %, {len(seeds)} seed{'s' * (len(seeds) > 1)}; the difference of the means "
+        f"in points, with its interval of 95 %; p by Holm over the {len(ways)} of them; the mean "
+        f"of the best validation losses. {STEPS} steps of `--preset small`, {TRAIN_ROWS} rows to "
+        f"learn from, a fifth of them for validation, {TEST_ROWS} test rows a task. {machine()}"
     )
 
 
@@ -193,10 +193,10 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="keep the table in docs")
     options = parser.parse_args()
+    ways, seeds = options.option or names, options.seed or SEEDS
     if not options.tables:
-        ways, seeds = options.option or names, options.seed or SEEDS
-        run(options.work, [c for c in cells() if c.name in ways and c.seed in seeds])
-    text = "\n".join(table(options.work))
+        run(options.work, [cell for cell in cells(seeds) if cell.name in ways])
+    text = "\n".join(table(options.work, seeds))
     print(text)
     if options.write:
         write_table(DOCS / "target-lora.md", "results", text)
