@@ -168,7 +168,8 @@ def _row(name: str, results: Results, test: PairedTest | None) -> str:
     if test:
         low, high = test.interval
         difference = f"{100 * test.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        p_value = f"{test.p_value if test.adjusted_p_value is None else test.adjusted_p_value:.3f}"
+        p = test.p_value if test.adjusted_p_value is None else test.adjusted_p_value
+        p_value = f"{p:.3f}" if p >= 0.001 else "< 0.001"
     cells = (
         name,
         *(f"{100 * one:.1f}" for one in (*by_task, mean(by_task))),
