@@ -93,17 +93,28 @@ class Store:
             raise InputError(
                 f"{self._file} cannot be read: {error}", f"start anew: remove {self.folder}"
             ) from error
-        self._check_run(kept)
+        check_same_run(self.folder, kept, self.run)
         return Snapshot(tensors, *steps, history)
 
-    def _check_run(self, kept: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(self.run))
-        if kept != now:
-            other = sorted(key for key in {*kept, *now} if kept.get(key) != now.get(key))
-            raise InputError(
-                f"the run kept in {self.folder} differs in {', '.join(other)}",
-                "ask for the same as then, or start anew: leave out --resume and use --force",
-            )
+
+def check_same_run(folder: Path, kept: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Checks that what a folder keeps is of the run that would go on with it.
+
+    Args:
+        folder: where it is kept.
+        kept: what tells its run from others, as it was read from JSON.
+        run: the same of the run that goes on.
+
+    Raises:
+        InputError: it is of another run; says in what they differ.
+    """
+    now = json.loads(json.dumps(run))
+    if kept != now:
+        other = sorted(key for key in {*kept, *now} if kept.get(key) != now.get(key))
+        raise InputError(
+            f"the run kept in {folder} differs in {', '.join(other)}",
+            "ask for the same as then, or start anew: leave out --resume and use --force",
+        )
 
 
 def _copied(tensor: Tensor) -> Tensor:

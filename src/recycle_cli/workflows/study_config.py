@@ -83,7 +83,7 @@ class MethodChoice(_Fields):
     """A method of `tune` or `merge`, with what it does not leave at its defaults: parameters, and,
     for `tune`, the pace."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     method: str
 
@@ -170,7 +170,7 @@ class TargetChoice(PaceChoice):
     other field says how it is trained, as a parameter of the method `lora` of `tune`: `optimizer`,
     `architecture`, `schedule`, `allocation`, and those of what they name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     rank: Count | None = None
     alpha: float | None = None

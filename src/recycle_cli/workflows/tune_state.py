@@ -65,13 +65,15 @@ class SweepState:
         Raises:
             InputError: what is kept is of another run, or damaged.
         """
-        self._file, self._run = folder / SWEEP_FILE, json.loads(json.dumps(run))
+        self._file, self._run = folder / SWEEP_FILE, run
         self.trials: dict[str, SweepTrial] = {}
         self.elapsed_s = 0.0
         if self._file.exists():
             self._load()
 
     def _load(self) -> None:
+        from recycle_cli.engine.store import check_same_run
+
         try:
             fields = json.loads(self._file.read_text(encoding="utf-8"))
             kept = fields["run"]
@@ -83,12 +85,7 @@ class SweepState:
                 f"{self._file} cannot be read: {error}",
                 "start anew: leave out --resume and use --force",
             ) from error
-        other = sorted(key for key in {*kept, *self._run} if kept.get(key) != self._run.get(key))
-        if other:
-            raise InputError(
-                f"the run kept in {self._file.parent} differs in {', '.join(other)}",
-                "ask for the same as then, or start anew: leave out --resume and use --force",
-            )
+        check_same_run(self._file.parent, kept, self._run)
 
     def save(self) -> None:
         """Replaces what is kept; a kill meanwhile leaves the old.
