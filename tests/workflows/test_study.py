@@ -27,6 +27,7 @@ from recycle_cli.evaluation.verdict import decide
 from recycle_cli.progress import Silent
 from recycle_cli.records import StudyResults
 from recycle_cli.settings import Settings
+from recycle_cli.workflows import study_runs
 from recycle_cli.workflows.crawl import crawl
 from recycle_cli.workflows.crawl_request import CrawlRequest
 from recycle_cli.workflows.study import StudyRequest, check_study, report, study
@@ -180,6 +181,32 @@ def test_more_of_a_study_runs_only_what_is_new(
     found = run(fields, settings, out, {"grid": grid})
     assert found.study.cells.done == 4  # two tasks, two seeds
     assert len(runs_of(out)) == len(runs_of(done)) + 4
+
+
+def test_another_loss_runs_again_only_what_goes_by_it(
+    done: Path,
+    fields: Fields,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that trains; not the base model, the merges, nor the ranking by right answers. A target
+    LoRA that comes out as it was does not have what only takes it run again."""
+    out = shutil.copytree(done, tmp_path / "study")
+    monkeypatch.setattr(study_runs, "LOSS_VERSION", study_runs.LOSS_VERSION + 1)
+    run(fields, settings, out)
+    before = runs_of(done)
+    again = {key: json.loads((out / f"runs/{key}/run.json").read_text()) for key in runs_of(out)}
+    kinds = [
+        (one["kind"], one["inputs"].get("method"))
+        for key, one in again.items()
+        if key not in before
+    ]
+    config = config_of(fields, "test")
+    trained = [arm for arm in arms_of(config) if arm.role == "rescaled" or "recycle" in arm.name]
+    assert kinds.count(("target", None)) == 4  # two tasks, two seeds
+    assert kinds.count(("cell", "recycle")) + kinds.count(("cell", "rescale")) == 4 * len(trained)
+    assert len(kinds) == 4 + 4 * len(trained)
 
 
 def test_runs_of_another_study_are_taken(

@@ -30,6 +30,8 @@ from recycle_cli.workflows.tune_state import COEFFICIENTS_FILE
 if TYPE_CHECKING:
     from recycle_cli.engine.base_model import BaseModel
 
+LOSS_VERSION = 2
+"""Raised when the loss of the same rows, and so what learns from it, would come out otherwise."""
 Made = MergeDocument | TuneDocument
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -77,7 +79,13 @@ class Run(ABC):
     def key(self) -> str:
         """Stands for all that decides what comes out."""
         shared = {"base": self.common.base_digest, "task": self.task.sha256, "seed": self.seed}
-        return key_of(self.kind, {**shared, **self.inputs()})
+        loss = {"loss": LOSS_VERSION} if self.sees_loss else {}
+        return key_of(self.kind, {**shared, **loss, **self.inputs()})
+
+    @property
+    @abstractmethod
+    def sees_loss(self) -> bool:
+        """Whether it goes by the loss of the task's training rows."""
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Any]:
@@ -111,6 +119,13 @@ class Ranking(Run):
     pool: tuple[Source, ...]
     score_on: str
     target: Source | None = None
+
+    @property
+    def sees_loss(self) -> bool:
+        """See `Run`."""
+        from recycle_cli.selection.catalog import find_selection_method
+
+        return find_selection_method(self.method).needs == "gradient"
 
     def inputs(self) -> Mapping[str, Any]:
         """See `Run`."""
@@ -154,6 +169,11 @@ class TargetTraining(Run):
     kind = "target"
 
     choice: TargetChoice
+
+    @property
+    def sees_loss(self) -> bool:
+        """See `Run`."""
+        return True
 
     def inputs(self) -> Mapping[str, Any]:
         """See `Run`. What is left at its default is left out, so that a new field of a target LoRA
@@ -222,14 +242,14 @@ class Cell(Run):
             "reinit": arm.reinit,
             "adapters": [source.ref.sha256 for source in self.sources],
             "target": self.target.ref.sha256 if self.target else None,
-            "rows": self.common.rows if self.trains else None,
+            "rows": self.common.rows if self.sees_loss else None,
             "test_rows": self.common.test_rows,
             "max_new_tokens": self.common.max_new_tokens,
         }
 
     @property
-    def trains(self) -> bool:
-        """Whether it needs the training rows."""
+    def sees_loss(self) -> bool:
+        """See `Run`."""
         choice = self.arm.choice
         return self.arm.role == "rescaled" or (choice is not None and not choice.merges)
 
