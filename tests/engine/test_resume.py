@@ -24,7 +24,7 @@ from recycle_cli.tuning.choices import LR_SCHEDULES
 from recycle_cli.tuning.lora_catalog import OPTIONS, names_on
 from recycle_cli.tuning.lora_form import Setup, former_of, train_form
 from recycle_cli.tuning.mixture import Mixture, MixtureRecipe
-from recycle_cli.tuning.target_lora import LoraRecipe, target_lora, train_target_lora
+from recycle_cli.tuning.target_lora import LoraRecipe
 from recycle_cli.tuning.tuned import fit
 
 # One or two rows a step, so that their order counts; four steps an epoch.
@@ -93,22 +93,13 @@ def of_mixture(
 
 
 def of_lora(
-    base: BaseModel, rows: Sequence[Sequence[Example]], plan: TrainingPlan, recipe: LoraRecipe
-) -> Start:
-    def start(progress: Progress, store: Store | None) -> Ended:
-        with target_lora(base, recipe, plan.seed) as peft_model:
-            trained = train_target_lora(base, peft_model, *rows, plan, progress, store)
-            factors = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
-            return trained, copy.deepcopy(factors)
-
-    return start
-
-
-def of_form(
-    base: BaseModel, rows: Sequence[Sequence[Example]], plan: TrainingPlan, **given: str
+    base: BaseModel,
+    rows: Sequence[Sequence[Example]],
+    plan: TrainingPlan,
+    recipe: LoraRecipe,
+    **given: str,
 ) -> Start:
     settings = METHODS["lora"].settings(given, target=False)
-    recipe = LoraRecipe(rank=4, alpha=6, dropout=0.4, target_modules=("q_proj", "up_proj"))
 
     def start(progress: Progress, store: Store | None) -> Ended:
         setup = Setup(base, recipe, plan, rows[0])
@@ -195,7 +186,8 @@ def test_a_target_lora_by_every_optimizer(
     pico_base: BaseModel, examples: list[Example], tmp_path: Path, name: str
 ) -> None:
     plan = replace(PLAN, lr=OPTIONS[name].pace.get("lr", PLAN.lr), weight_decay=0.0)
-    start = of_form(pico_base, (examples, examples), plan, optimizer=name)
+    recipe = LoraRecipe(rank=4, alpha=6, dropout=0.4, target_modules=("q_proj", "up_proj"))
+    start = of_lora(pico_base, (examples, examples), plan, recipe, optimizer=name)
     trained, factors = start(Silent(), None)
     assert trained.best_step > 0
     assert all(factor.any() for key, factor in factors.items() if "lora_B" in key)

@@ -14,7 +14,8 @@ from recycle_cli.engine.training import TrainingPlan
 from recycle_cli.lora.folder import read_adapter, write_adapter
 from recycle_cli.progress import Silent
 from recycle_cli.tuning.lora_architectures.dora import dora_config, dora_update
-from recycle_cli.tuning.target_lora import LoraRecipe, train_target_lora, wrapped
+from recycle_cli.tuning.lora_form import Setup, of_peft, train_form
+from recycle_cli.tuning.target_lora import LoraRecipe, wrapped
 
 TOKENS = list(range(3, 43))
 PLAN = TrainingPlan(steps=6, lr=0.02, batch_size=3, eval_every=3)
@@ -34,7 +35,9 @@ def test_its_update_is_what_peft_merges(
         assert not any(
             piece.dense().abs().max() > 1e-6 for piece in dora_update(pico_base).values()
         )
-        trained = train_target_lora(pico_base, peft_model, examples, examples, PLAN, Silent())
+        setup = Setup(pico_base, RECIPE, PLAN, examples)
+        form = of_peft(pico_base, peft_model)
+        trained, _ = train_form(setup, form, examples, PLAN, Silent())
         assert trained.best_loss < trained.history[0][1] - 0.05
         with torch.no_grad():
             expected = logits(pico_base.model, TOKENS)

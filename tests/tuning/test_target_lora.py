@@ -19,13 +19,8 @@ from recycle_cli.engine.training import Trained, TrainingPlan
 from recycle_cli.errors import InputError
 from recycle_cli.lora.folder import WEIGHTS_FILE, read_adapter
 from recycle_cli.progress import Silent
-from recycle_cli.tuning.target_lora import (
-    LoraRecipe,
-    check_target_modules,
-    save_target_lora,
-    target_lora,
-    train_target_lora,
-)
+from recycle_cli.tuning.lora_form import Setup, ordinary, train_form
+from recycle_cli.tuning.target_lora import LoraRecipe, check_target_modules, target_lora
 
 PLAN = TrainingPlan(steps=6, lr=0.02, batch_size=3, eval_every=3)
 TOKENS = list(range(3, 43))
@@ -62,11 +57,14 @@ def train_one(
     seed: int = 0,
 ) -> tuple[Trained, torch.Tensor]:
     """Trains and saves; also gives the logits that the trained model had."""
-    with target_lora(base, recipe, seed) as peft_model:
-        rows = examples[:3]
-        trained = train_target_lora(base, peft_model, rows, rows, PLAN, Silent())
-        save_target_lora(peft_model, folder, dtype)
-        return trained, of(peft_model)
+    rows = examples[:3]
+    plan = dataclasses.replace(PLAN, seed=seed)
+    setup = Setup(base, recipe, plan, rows)
+    with ordinary(setup) as form:
+        trained, _ = train_form(setup, form, rows, plan, Silent())
+        assert form.save is not None
+        form.save(folder, dtype)
+        return trained, of(form.peft_model)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -137,10 +135,11 @@ def test_the_base_is_left_exactly_as_it_was(
     weights = copy.deepcopy(pico_base.model.state_dict())
     before, shapes = of(pico_base.model), pico_base.shapes
     try:
-        with target_lora(pico_base, LoraRecipe(rank=2), 0) as peft_model:
-            train_target_lora(pico_base, peft_model, examples, examples, PLAN, Silent())
+        setup = Setup(pico_base, LoraRecipe(rank=2), PLAN, examples)
+        with ordinary(setup) as form:
+            train_form(setup, form, examples, PLAN, Silent())
             assert not torch.equal(of(pico_base.model), before)
-            peft_model.train()
+            form.hooks.set_training(True)
             if fails:
                 raise KeyError("within")
     except KeyError:

@@ -1,6 +1,6 @@
 """The target LoRA: an ordinary LoRA trained from scratch on the task's own examples.
 
-It is PEFT's own wrapper, trained by the engine's loop; the result is what PEFT saves.
+It is PEFT's own wrapper; the result is what PEFT saves.
 """
 
 import contextlib
@@ -14,12 +14,8 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
 
 from recycle_cli.engine.base_model import BaseModel
-from recycle_cli.engine.encoding import Example
-from recycle_cli.engine.store import Store
-from recycle_cli.engine.training import Hooks, Trained, TrainingPlan, train
 from recycle_cli.errors import InputError
 from recycle_cli.lora.folder import WEIGHTS_FILE, save_tensors
-from recycle_cli.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -131,21 +127,6 @@ def _ending_in(name: str, paths: Sequence[str]) -> list[str]:
 
 def _last_names(paths: Sequence[str]) -> str:
     return ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
-
-
-def train_target_lora(
-    base: BaseModel,
-    peft_model: Any,
-    examples: Sequence[Example],
-    valid: Sequence[Example],
-    plan: TrainingPlan,
-    progress: Progress,
-    store: Store | None = None,
-) -> Trained:
-    """Trains the LoRA of `target_lora`; it ends at the step with the lowest validation loss."""
-    parameters = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
-    hooks = Hooks(set_training=peft_model.train)
-    return train(base, parameters, examples, valid, plan, progress, hooks, store)
 
 
 def save_target_lora(peft_model: Any, folder: Path, dtype: torch.dtype) -> None:
