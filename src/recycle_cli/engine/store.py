@@ -1,7 +1,8 @@
 """A run kept on disk while it goes on, so that a killed one can be gone on with."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,8 @@ class Store:
         }
         # A copy of each, since tensors that share memory cannot be saved together.
         tensors = {name: _copied(tensor) for name, tensor in snapshot.tensors.items()}
-        beside = self.folder / f"{STATE_FILE}.new"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._file) as beside:
             save_tensors(tensors, beside, {"run": json.dumps(fields, sort_keys=True)})
-            beside.replace(self._file)
-        except OSError as error:
-            raise RecycleError(
-                f"the state of the run cannot be kept in {self.folder}: {error}", "free some space"
-            ) from error
 
     def load(self) -> Snapshot | None:
         """The latest snapshot; None where there is none.
@@ -115,6 +109,25 @@ def check_same_run(folder: Path, kept: Mapping[str, Any], run: Mapping[str, Any]
             f"the run kept in {folder} differs in {', '.join(other)}",
             "ask for the same as then, or start anew: leave out --resume and use --force",
         )
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Where to write what a file of a kept run shall hold. It takes the file's place at the end; a
+    kill meanwhile leaves the old one.
+
+    Raises:
+        RecycleError: the disk refused.
+    """
+    beside = file.with_name(f"{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        beside.replace(file)
+    except OSError as error:
+        raise RecycleError(
+            f"the state of the run cannot be kept in {file.parent}: {error}", "free some space"
+        ) from error
 
 
 def _copied(tensor: Tensor) -> Tensor:

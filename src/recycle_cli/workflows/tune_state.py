@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recycle_cli import __version__
-from recycle_cli.errors import InputError, RecycleError
+from recycle_cli.errors import InputError
 from recycle_cli.progress import Progress
 from recycle_cli.records import SweepTrial
 from recycle_cli.tuning.catalog import SHAPING
@@ -93,18 +93,12 @@ class SweepState:
         Raises:
             RecycleError: the disk refused.
         """
+        from recycle_cli.engine.store import replacing
+
         trials = {name: trial.model_dump(mode="json") for name, trial in self.trials.items()}
         fields = {"run": self._run, "elapsed_s": self.elapsed_s, "trials": trials}
-        beside = self._file.with_name(f"{SWEEP_FILE}.new")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self._file) as beside:
             beside.write_text(json.dumps(fields), encoding="utf-8")
-            beside.replace(self._file)
-        except OSError as error:
-            raise RecycleError(
-                f"the state of the run cannot be kept in {self._file.parent}: {error}",
-                "free some space",
-            ) from error
 
 
 def store_of(job: "Job", settings: Mapping[str, Any]) -> "Store":
