@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ import pytest
 from support.command import Recycle, Shell, assert_refused
 from support.lm_eval_tasks import write_lm_eval_tasks
 from support.tasks import closed_rows, write_rows, write_task
+
+from recycle_cli.engine.base_model import BaseModel
+from recycle_cli.engine.encoding import Example, encode_white_space
+from recycle_cli.engine.training import TrainingPlan
+from recycle_cli.evaluation.tasks import load_task
+from recycle_cli.lora.folder import write_adapter
+from recycle_cli.progress import Silent
+from recycle_cli.tuning.lora_form import Setup, ordinary, train_form
+from recycle_cli.tuning.target_lora import LoraRecipe
 
 NAMES = ("lab/plain", "shop/mlp")
 
@@ -176,6 +186,30 @@ def test_rows_that_were_trained_on_are_counted_and_named(
         assert repr(row["input"]) in refused.stderr
     (document,) = recycle(*line, "--allow-overlap").documents
     assert "4 of 24 test rows" in document["warnings"][0]
+
+
+def test_an_adapter_that_makes_the_white_space_before_answers_unlikely_is_told(
+    crawled: Recycle,
+    words: tuple[object, ...],
+    task: Path,
+    pico_base: BaseModel,
+    tmp_path: Path,
+) -> None:
+    """The opposite of one that learned the line break at the end of the chat template."""
+    rows = encode_white_space(pico_base, load_task(str(task)).train[:30])
+    examples = [Example(row.prompt, row.candidates[0]) for row in rows]
+    setup = Setup(pico_base, LoraRecipe(rank=4), TrainingPlan(steps=20, lr=0.01), examples)
+    with ordinary(setup) as form:
+        train_form(setup, form, examples, setup.plan, Silent())
+        update = {path: replace(one, scale=-one.scale) for path, one in form.update().items()}
+    (tmp_path / "terse").mkdir()
+    write_adapter(tmp_path / "terse", update, pico_base.id)
+    base, plain, terse = crawled("eval", NAMES[0], "terse", *words).documents
+    assert not any("white space" in said for said in (*base["warnings"], *plain["warnings"]))
+    (said,) = (one for one in terse["warnings"] if "white space before every answer" in one)
+    assert "compare acc_sum" in said
+    written = crawled("eval", "terse", *words, "--metric", "exact_match").documents[1]
+    assert not any("white space" in said for said in written["warnings"])
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,18 @@ def _question(base: BaseModel, row: TextRow) -> Question:
     )
 
 
+def encode_white_space(base: BaseModel, rows: Sequence[TextRow]) -> list[Question]:
+    """The white space at the end of prompts, which is scored with every answer, as an answer of its
+    own; prompts without any are left out."""
+    found = []
+    for row in rows:
+        whole = prompt_text(base, row.input)
+        prompt = _tokens(base, whole.rstrip())
+        if white := _tokens(base, whole)[len(prompt) :]:
+            found.append(Question(prompt, (), (white,)))
+    return found
+
+
 def encode_prompts(base: BaseModel, rows: Sequence[TextRow]) -> list[tuple[int, ...]]:
     """Rows without answers, to generate from."""
     return [_tokens(base, prompt_text(base, row.input)) for row in rows]
