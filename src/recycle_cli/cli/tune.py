@@ -1,13 +1,12 @@
 """`recycle tune`."""
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from recycle_cli.cli import tune_options
 from recycle_cli.cli.options import (
     AdaptersArgument,
     BaseModelOption,
@@ -25,49 +24,24 @@ from recycle_cli.cli.options import (
 )
 from recycle_cli.cli.output import Output
 from recycle_cli.cli.parameters import with_parameters
+from recycle_cli.cli.tune_options import (
+    parse_pattern,
+    parse_rank,
+    parse_rate,
+    those_given,
+    those_to_find,
+)
 from recycle_cli.errors import InputError
 from recycle_cli.lora.config import MAX_RANK
 from recycle_cli.tuning.catalog import METHODS, find_tuning_method
-from recycle_cli.tuning.choices import LR_SCHEDULES
 from recycle_cli.tuning.lora_catalog import (
-    AUTO,
-    LR_GRID,
     OPTIONS,
-    PRESETS,
-    RANK_GRID,
     is_of_a_lora,
-    names_on,
 )
 from recycle_cli.tuning.parameters import PARAMETERS
 
 if TYPE_CHECKING:
-    from recycle_cli.records import BudgetDocument
-
-HELP = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
-MODULE_NAME = re.compile(r"[\w.]+")
-Number = TypeVar("Number", int, float)
-
-
-def _defaults(of: str) -> str:
-    """The default of a field of the pace, by method."""
-    found: dict[Any, list[str]] = {}
-    for method in METHODS.values():
-        found.setdefault(getattr(method.pace, of), []).append(method.name)
-    usual = max(found, key=lambda value: len(found[value]))
-    others = [f"{v:g} for {', '.join(names)}" for v, names in found.items() if v != usual]
-    return "; ".join([f"Default: {usual:g}", *others]) + "."
-
-
-def _own_rates() -> str:
-    """The rates that optimizers of a LoRA bring, and presets."""
-    found: dict[float, list[str]] = {}
-    for words, pace in (
-        *((option.name, option.pace) for option in OPTIONS.values()),
-        *((f"--preset {one.name}", one.pace) for one in PRESETS.values()),
-    ):
-        if "lr" in pace:
-            found.setdefault(pace["lr"], []).append(words)
-    return "; ".join(f"{rate:g} with {', '.join(words)}" for rate, words in found.items())
+    from recycle_cli.records import BudgetDocument, TuneDocument
 
 
 @with_parameters(PARAMETERS, {**OPTIONS, **METHODS})
@@ -76,206 +50,42 @@ def tune(
     out: OutOption,
     adapters: AdaptersArgument = None,
     task: TaskOption = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help=f"{HELP}. Default: recycle with adapters, lora without."),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="ADAPTER", help="The target LoRA, to mix in or rescale."),
-    ] = None,
-    train_target: Annotated[
-        bool,
-        typer.Option(
-            "--train-target",
-            help="Train the target LoRA first, on the same rows, into OUT/target.",
-        ),
-    ] = False,
-    reinit: Annotated[
-        str,
-        typer.Option(
-            "--reinit",
-            help="Control: redraw adapters at random. experts: the pool's, with the spread of "
-            "each factor. norm: the pool's, with the norm of each module's update. all: as "
-            "experts, the target LoRA too. none.",
-        ),
-    ] = "none",
+    method: tune_options.Method = None,
+    target: tune_options.Target = None,
+    train_target: tune_options.TrainTarget = False,
+    reinit: tune_options.Reinit = "none",
     base_model: BaseModelOption = None,
     rows: RowsOption = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            min=0,
-            help=f"Optimizer steps, or evaluations of a search. {_defaults('steps')}",
-        ),
-    ] = None,
-    lr: Annotated[
-        str | None,
-        typer.Option(
-            "--lr",
-            help=f"Peak rate. {_defaults('lr')} For a LoRA to train: {_own_rates()}; auto tries "
-            f"{', '.join(f'{times:.3g}' for times in LR_GRID)} times its default in short runs.",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Rows a step: 8; of a search, rows a pass: 32."),
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option("--eval-every", min=1, help="Steps between two validations: 10.")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience",
-            min=1,
-            help=f"Stop after so many validations without a better loss. {_defaults('patience')}",
-        ),
-    ] = None,
-    lr_schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--lr-schedule",
-            help=f"Of the rate, after the warm-up: {', '.join(LR_SCHEDULES)} (0.85 of itself after "
-            "each epoch). Default: the method's.",
-        ),
-    ] = None,
-    warmup: Annotated[
-        float | None,
-        typer.Option(
-            "--warmup",
-            help=f"Share of the steps over which the rate rises from 0. {_defaults('warmup')}",
-        ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="Decoupled weight decay: 0.")
-    ] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option("--max-grad-norm", help="Gradients are clipped to this norm: 1.")
-    ] = None,
-    init_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--init-from",
-            metavar="DIR",
-            help="Start from the mixture that an earlier run of the same method and adapters "
-            "wrote to DIR.",
-        ),
-    ] = None,
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            "--rank",
-            help="Of a LoRA to train: 64; auto tries "
-            f"{', '.join(map(str, RANK_GRID))} in short runs. Of what a mixture is written as: "
-            "full (exact, the sum of the ranks), N, or energy:0.99.",
-        ),
-    ] = None,
-    export_rank: Annotated[
-        str | None,
-        typer.Option(
-            "--export-rank",
-            help="Of a LoRA to train: the rank it is written with: full (as it is trained), N, or "
-            "energy:0.99.",
-        ),
-    ] = None,
-    target_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--target-rank",
-            min=1,
-            max=MAX_RANK,
-            help="With --train-target: its rank. Default: 64.",
-        ),
-    ] = None,
-    target_steps: Annotated[
-        int | None,
-        typer.Option("--target-steps", min=0, help="With --train-target: its steps: 400."),
-    ] = None,
-    target_lr: Annotated[
-        float | None,
-        typer.Option(
-            "--target-lr",
-            help=f"With --train-target: its rate: {METHODS['lora'].pace.lr:g}; {_own_rates()}.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            help="Other defaults for a LoRA to train: "
-            + "; ".join(f"{one.name}: {one.summary}" for one in PRESETS.values())
-            + ".",
-        ),
-    ] = None,
-    target_optimizer: Annotated[
-        str | None,
-        typer.Option(
-            "--target-optimizer",
-            help=f"With --train-target: its optimizer, one of {', '.join(names_on('optimizer'))}. "
-            "--architecture, --schedule and --allocation are about it too, and so are the "
-            "parameters of all four.",
-        ),
-    ] = None,
-    alpha: Annotated[float | None, typer.Option("--alpha", help="LoRA alpha: 16.")] = None,
-    dropout: Annotated[
-        float | None, typer.Option("--dropout", min=0, max=0.99, help="LoRA dropout: 0.1.")
-    ] = None,
-    rslora: Annotated[
-        bool, typer.Option("--rslora", help="LoRA scale alpha / sqrt(rank), not alpha / rank.")
-    ] = False,
-    target_module: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target-module",
-            help="Adapt this module, as in q_proj; may be given several times. All linear ones.",
-        ),
-    ] = None,
-    rank_pattern: Annotated[
-        list[str] | None,
-        typer.Option("--rank-pattern", metavar="MODULE=RANK", help="Another rank for a module."),
-    ] = None,
-    alpha_pattern: Annotated[
-        list[str] | None,
-        typer.Option("--alpha-pattern", metavar="MODULE=ALPHA", help="Another alpha for a module."),
-    ] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--micro-batch",
-            min=1,
-            help="Rows a pass. Default: all of a step's, or fewer where memory is short; the "
-            "result is the same up to rounding.",
-        ),
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            "--max-memory",
-            metavar="SIZE",
-            help="What training may take beyond the model, as in 8GB. Default: what is free.",
-        ),
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Compute activations again in the backward pass: less memory, more time.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Tell the memory that it would take, and stop."),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with a run that was interrupted, from where it was."),
-    ] = False,
+    steps: tune_options.Steps = None,
+    lr: tune_options.Lr = None,
+    batch_size: tune_options.BatchSize = None,
+    eval_every: tune_options.EvalEvery = None,
+    patience: tune_options.Patience = None,
+    lr_schedule: tune_options.LrSchedule = None,
+    warmup: tune_options.Warmup = None,
+    weight_decay: tune_options.WeightDecay = None,
+    max_grad_norm: tune_options.MaxGradNorm = None,
+    init_from: tune_options.InitFrom = None,
+    rank: tune_options.Rank = None,
+    export_rank: tune_options.ExportRank = None,
+    target_rank: tune_options.TargetRank = None,
+    target_steps: tune_options.TargetSteps = None,
+    target_lr: tune_options.TargetLr = None,
+    preset: tune_options.Preset = None,
+    target_optimizer: tune_options.TargetOptimizer = None,
+    alpha: tune_options.Alpha = None,
+    dropout: tune_options.Dropout = None,
+    rslora: tune_options.Rslora = False,
+    target_module: tune_options.TargetModule = None,
+    rank_pattern: tune_options.RankPattern = None,
+    alpha_pattern: tune_options.AlphaPattern = None,
+    micro_batch: tune_options.MicroBatch = None,
+    max_memory: tune_options.MaxMemory = None,
+    gradient_checkpointing: tune_options.GradientCheckpointing = False,
+    dry_run: tune_options.DryRun = False,
+    resume: tune_options.Resume = False,
     save_dtype: SaveDtypeOption = "float32",
-    license_: Annotated[
-        str | None, typer.Option("--license", help="The licence to state in the result's card.")
-    ] = None,
+    license_: tune_options.License = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -311,7 +121,7 @@ def tune(
         )
     if export_rank is not None and not trains_lora:
         raise InputError("--export-rank is about a LoRA to train", "use --rank for a mixture's")
-    given = _given(parameters)
+    given = those_given(parameters)
     of_target = {n: v for n, v in given.items() if train_target and is_of_a_lora(n)}
     request = TuneRequest(
         task=load_task(inputs.task_source(task)),
@@ -319,10 +129,10 @@ def tune(
         out=Path(out),
         method=method,
         parameters={name: value for name, value in given.items() if name not in of_target},
-        pace=_given(
+        pace=those_given(
             {
                 "steps": steps,
-                "lr": _rate(lr),
+                "lr": parse_rate(lr),
                 "batch_size": batch_size,
                 "eval_every": eval_every,
                 "patience": patience,
@@ -335,19 +145,19 @@ def tune(
         rows=rows,
         reinit=wanted_reinit,
         lora=LoraShape(
-            rank=_lora_rank(rank) if trains_lora else target_rank,
+            rank=parse_rank(rank) if trains_lora else target_rank,
             alpha=alpha,
             dropout=dropout,
             use_rslora=rslora,
             target_modules=tuple(target_module or ()),
-            rank_pattern=_parse_pattern(rank_pattern, "--rank-pattern", int, MAX_RANK),
-            alpha_pattern=_parse_pattern(alpha_pattern, "--alpha-pattern", float),
+            rank_pattern=parse_pattern(rank_pattern, "--rank-pattern", int, MAX_RANK),
+            alpha_pattern=parse_pattern(alpha_pattern, "--alpha-pattern", float),
         ),
         preset=preset,
-        auto=_auto({"lr": lr, "rank": rank}),
+        auto=those_to_find({"lr": lr, "rank": rank}),
         train_target=train_target,
-        target_pace=_given({"steps": target_steps, "lr": target_lr}),
-        target_parameters={**_given({"optimizer": target_optimizer}), **of_target},
+        target_pace=those_given({"steps": target_steps, "lr": target_lr}),
+        target_parameters={**those_given({"optimizer": target_optimizer}), **of_target},
         init_from=init_from,
         export_rank=(export_rank if trains_lora else rank) or "full",
         checkpointing=gradient_checkpointing,
@@ -369,7 +179,11 @@ def tune(
         document = run(request, sources, chosen, base, progress)
     if json:
         output.document(document)
-        return
+    else:
+        _tell(output, document)
+
+
+def _tell(output: Output, document: "TuneDocument") -> None:
     output.text(
         f"{document.path}: {document.method}, best step {document.best.step}, "
         f"validation loss {document.best.valid_loss:.4f}, rank {document.rank}, "
@@ -378,7 +192,7 @@ def tune(
     if document.adapters:
         output.table(
             "What it mixes",
-            ["adapter", "role", find_tuning_method(method).figure, "largest"],
+            ["adapter", "role", find_tuning_method(document.method).figure, "largest"],
             [(a.id, a.role, a.coefficient_mean, a.coefficient_max_abs) for a in document.adapters],
         )
     for warning in document.warnings:
@@ -405,65 +219,3 @@ def _tell_budgets(output: Output, documents: "list[BudgetDocument]") -> None:
     ]
     headings = ["method", "model", "adapters", "training takes", "may be taken", "rows a pass"]
     output.table("Memory", headings, rows)
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _auto(options: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Those options that are to be found."""
-    return tuple(name for name, text in options.items() if text == AUTO)
-
-
-def _rate(text: str | None) -> float | None:
-    """The rate; None where it is not given, or to be found.
-
-    Raises:
-        InputError: it is no number.
-    """
-    if text is None or text == AUTO:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--lr is {text!r}", "use a number above 0, or auto") from None
-
-
-def _lora_rank(text: str | None) -> int | None:
-    """The rank of a LoRA to train; None where it is not given, or to be found.
-
-    Raises:
-        InputError: it is no number from 1.
-    """
-    if text is None or text == AUTO:
-        return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_RANK:
-        raise InputError(
-            f"--rank is {text!r}", f"the rank of a LoRA is a whole number from 1 to {MAX_RANK}"
-        )
-    return int(text)
-
-
-def _parse_pattern(
-    items: Sequence[str] | None,
-    option: str,
-    number: Callable[[str], Number],
-    highest: float = math.inf,
-) -> dict[str, Number]:
-    pattern = {}
-    allowed = "above 0" if highest == math.inf else f"from 1 to {highest}"
-    for item in items or ():
-        name, _, text = item.partition("=")
-        try:
-            value = number(text)
-            good = 0 < value <= highest and math.isfinite(value) and MODULE_NAME.fullmatch(name)
-        except (ValueError, OverflowError):
-            good = None
-        if not good:
-            raise InputError(
-                f"{option} is {item!r}", f"write a module and a number {allowed}, as in v_proj=16"
-            )
-        pattern[name] = value
-    return pattern
