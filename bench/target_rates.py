@@ -1,0 +1,124 @@
+"""How well each optimizer of a target LoRA does in a short training at several rates, on tasks of
+the folder that RECYCLE_DATA names with which nothing else is reported.
+
+It goes on where it was.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.pages import DOCS, write_table
+from bench.timing import machine
+from recycle_cli.engine.base_model import BaseModel, load_base_model
+from recycle_cli.errors import RecycleError
+from recycle_cli.evaluation.tasks import load_task
+from recycle_cli.lora.base_names import EMBEDDED_NAME
+from recycle_cli.progress import Silent
+from recycle_cli.records import TuneDocument
+from recycle_cli.settings import read_settings
+from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset, names_on
+from recycle_cli.workflows.output_folder import RECORD_FILE
+from recycle_cli.workflows.tune import tune
+from recycle_cli.workflows.tune_request import TuneRequest
+
+TASKS = ("clinc_domain", "sms_spam")
+TIMES = (1 / 3, 1.0, 3.0)
+PRESET, STEPS, ROWS, SEED = "small", 30, 100, 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training."""
+
+    task: str
+    optimizer: str
+    times: float
+
+    @property
+    def lr(self) -> float:
+        """Its rate: the optimizer's default, so many times."""
+        usual = OPTIONS[self.optimizer].pace.get("lr", find_preset(PRESET).pace["lr"])
+        return float(f"{self.times * usual:.1g}")
+
+    def record(self, work: Path) -> Path:
+        """What tells how it ended."""
+        return work / self.task / f"{self.optimizer}-{self.lr:g}" / RECORD_FILE
+
+    def run(self, work: Path, base: BaseModel) -> None:
+        """Does it."""
+        request = TuneRequest(
+            task=load_task(str(Path(os.environ["RECYCLE_DATA"]) / "tasks" / self.task)),
+            base_model=EMBEDDED_NAME,
+            out=self.record(work).parent,
+            method="lora",
+            parameters={"optimizer": self.optimizer},
+            preset=PRESET,
+            pace={"steps": STEPS, "patience": STEPS, "lr": self.lr},
+            rows=ROWS,
+            seed=SEED,
+            resume=True,
+        )
+        tune(request, (), None, base, Silent())
+
+
+def run(work: Path) -> None:
+    """Does those that are not there yet; a diverged one is told and left out."""
+    base = load_base_model(EMBEDDED_NAME, read_settings())
+    for task in TASKS:
+        for optimizer in names_on("optimizer"):
+            for trial in (Trial(task, optimizer, times) for times in TIMES):
+                if trial.record(work).exists():
+                    continue
+                try:
+                    trial.run(work, base)
+                except RecycleError as error:
+                    print(f"{trial}: {error}", flush=True)
+                else:
+                    print(trial, flush=True)
+
+
+def table(work: Path) -> Iterator[str]:
+    """The Markdown of what is there."""
+    yield f"| optimizer | rates | {' | '.join(TASKS)} |"
+    yield "|---|" + "---|" * (len(TASKS) + 1)
+    for optimizer in names_on("optimizer"):
+        rates = ", ".join(f"{Trial('', optimizer, times).lr:g}" for times in TIMES)
+        losses = [
+            ", ".join(_loss(work, Trial(task, optimizer, times)) for times in TIMES)
+            for task in TASKS
+        ]
+        yield f"| {optimizer} | {rates} | {' | '.join(losses)} |"
+    yield (
+        f"\nThe best validation loss in nats of {STEPS} steps of `--preset {PRESET}`, {ROWS} rows, "
+        f"a fifth of them for validation, seed {SEED}. {machine()}"
+    )
+
+
+def _loss(work: Path, trial: Trial) -> str:
+    record = trial.record(work)
+    if not record.exists():
+        return "-"
+    found = TuneDocument.model_validate_json(record.read_text(encoding="utf-8")).best
+    return f"{found.valid_loss:.3f}" if found.step else "none below the start"
+
+
+def main() -> None:
+    """Runs what is not there yet, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    parser.add_argument("--write", action="store_true", help="keep the table in docs")
+    options = parser.parse_args()
+    if not options.tables:
+        run(options.work)
+    text = "\n".join(table(options.work))
+    print(text)
+    if options.write:
+        write_table(DOCS / "target-lora.md", "rates", text)
+
+
+if __name__ == "__main__":
+    main()
