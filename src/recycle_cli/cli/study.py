@@ -241,7 +241,7 @@ def _show_plan(output: Output, plan: "StudyPlanDocument") -> None:
     if plan.elapsed_s is not None:
         minutes = plan.elapsed_s / 60
         long = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-        output.text(f"about {long} for the rest, with one process")
+        output.text(f"about {long} for the rest")
     if plan.disk_bytes is not None:
         output.text(f"about {plan.disk_bytes / 1e9:.2f} GB on the disk")
     for note in plan.notes:

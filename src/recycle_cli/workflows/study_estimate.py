@@ -1,5 +1,6 @@
 """`recycle study --dry-run`: what a study would take, from what is at hand to tell."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -162,16 +163,15 @@ def _common(request: StudyRequest, base: "BaseModel") -> Common:
 def _seconds(
     request: StudyRequest, arms: Sequence[Arm], there: _AtHand, progress: Progress
 ) -> float | None:
-    """About how long the whole study takes with one process: steps and rows as measured on the
-    first task, as much longer on others as their rows are."""
+    """About how long the whole study takes with its processes: steps and rows as measured on the
+    first task with the cores of one, as much longer on others as their rows are."""
     if there.base is None or there.tasks is None:
         return None
     progress.stage("measuring some steps on the first task")
     config, tasks = request.config, there.tasks
-    step_s, row_s = (
-        _step_seconds(request, tasks[0], there.base),
-        _row_seconds(tasks[0], there.base, config.max_new_tokens),
-    )
+    with _threads(request.cores):
+        step_s = _step_seconds(request, tasks[0], there.base)
+        row_s = _row_seconds(tasks[0], there.base, config.max_new_tokens)
     first, total = _length(tasks[0]), 0.0
     for task in tasks:
         longer = _length(task) / first
@@ -182,7 +182,20 @@ def _seconds(
         ranked = pool * sum(method.needs == "rows" for method in scoring)
         a_seed = steps * step_s + (len(arms) * tested + ranked) * row_s
         total += longer * a_seed * len(config.seeds)
-    return total
+    return total / request.jobs
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The engine with so many cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _steps(request: StudyRequest, arms: Sequence[Arm]) -> Iterator[int]:
