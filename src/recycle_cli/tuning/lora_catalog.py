@@ -119,7 +119,7 @@ _ROWS = (
         "arXiv 2602.16456",
         target="lora_optimizers.projected:lorsum",
         defaults=_PROJECTED,
-        pace={"lr": 10.0},
+        pace={"lr": 30.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
@@ -134,7 +134,7 @@ _ROWS = (
             "metric_power": 0.5,
             "metric_damping": 1e-5,
         },
-        pace={"lr": 10.0},
+        pace={"lr": 30.0},
         refuses=_ONLY_PLAIN,
     ),
     LoraOption(
