@@ -29,6 +29,7 @@ HEADER = (
     "| option | seconds a step | times AdamW's | memory beyond the model | times AdamW's "
     "| numbers trained | optimizer's numbers for each |\n|---|---|---|---|---|---|---|"
 )
+USUAL = "adamw"
 RECIPE = LoraRecipe(rank=16, alpha=32, dropout=0.0)
 ROWS, PROMPT, ANSWER = 8, 120, 8
 STEPS, TURNS, TOGETHER = 5, 2, 4
@@ -37,6 +38,11 @@ STEPS, TURNS, TOGETHER = 5, 2, 4
 def unusual() -> list[LoraOption]:
     """All that the catalog offers beside the ordinary."""
     return [option for option in OPTIONS.values() if option.name != AXES[option.axis]]
+
+
+def way_names() -> list[str]:
+    """The ordinary way and all others."""
+    return [USUAL, *(option.name for option in unusual())]
 
 
 class Stopwatch(Silent):

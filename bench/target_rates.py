@@ -1,4 +1,4 @@
-"""How well each optimizer of a target LoRA does in a short training at several rates, on a task of
+"""How well each way to train a target LoRA does in a short training at several rates, on a task of
 the folder that RECYCLE_DATA names, from which no table of target LoRAs has its figures.
 
 It goes on where it was.
@@ -6,11 +6,12 @@ It goes on where it was.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.pages import DOCS, write_table
+from bench.target import way_names
 from bench.timing import machine
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.errors import RecycleError
@@ -19,7 +20,7 @@ from recycle_cli.lora.base_names import EMBEDDED_NAME
 from recycle_cli.progress import Silent
 from recycle_cli.records import TuneDocument
 from recycle_cli.settings import read_settings
-from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset, names_on
+from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset
 from recycle_cli.workflows.output_folder import RECORD_FILE
 from recycle_cli.workflows.tune import tune
 from recycle_cli.workflows.tune_request import TuneRequest
@@ -33,18 +34,18 @@ PRESET, STEPS, ROWS, SEED = "small", 30, 100, 0
 class Trial:
     """A short training."""
 
-    optimizer: str
+    way: str
     times: float
 
     @property
     def lr(self) -> float:
-        """Its rate: the optimizer's default, so many times."""
-        usual = OPTIONS[self.optimizer].pace.get("lr", find_preset(PRESET).pace["lr"])
+        """Its rate: the default with the preset, so many times."""
+        usual = OPTIONS[self.way].pace.get("lr", find_preset(PRESET).pace["lr"])
         return float(f"{self.times * usual:.1g}")
 
     def record(self, work: Path) -> Path:
         """What tells how it ended."""
-        return work / TASK / f"{self.optimizer}-{self.lr:g}" / RECORD_FILE
+        return work / TASK / f"{self.way}-{self.lr:g}" / RECORD_FILE
 
     def run(self, work: Path, base: BaseModel) -> None:
         """Does it."""
@@ -53,7 +54,7 @@ class Trial:
             base_model=EMBEDDED_NAME,
             out=self.record(work).parent,
             method="lora",
-            parameters={"optimizer": self.optimizer},
+            parameters={OPTIONS[self.way].axis: self.way},
             preset=PRESET,
             pace={"steps": STEPS, "patience": STEPS, "lr": self.lr},
             rows=ROWS,
@@ -63,10 +64,10 @@ class Trial:
         tune(request, (), None, base, Silent())
 
 
-def run(work: Path) -> None:
+def run(work: Path, ways: Sequence[str]) -> None:
     """Does those that are not there yet; a diverged one is told and left out."""
     base = load_base_model(EMBEDDED_NAME, read_settings())
-    for trial in (Trial(name, times) for name in names_on("optimizer") for times in TIMES):
+    for trial in (Trial(way, times) for way in ways for times in TIMES):
         if trial.record(work).exists():
             continue
         try:
@@ -77,13 +78,13 @@ def run(work: Path) -> None:
             print(trial, flush=True)
 
 
-def table(work: Path) -> Iterator[str]:
+def table(work: Path, ways: Sequence[str]) -> Iterator[str]:
     """The Markdown of what is there."""
-    yield "| optimizer | rates | best validation losses |\n|---|---|---|"
-    for optimizer in names_on("optimizer"):
-        trials = [Trial(optimizer, times) for times in TIMES]
+    yield "| way | rates | best validation losses |\n|---|---|---|"
+    for way in ways:
+        trials = [Trial(way, times) for times in TIMES]
         rates = ", ".join(f"{trial.lr:g}" for trial in trials)
-        yield f"| {optimizer} | {rates} | {', '.join(_loss(work, trial) for trial in trials)} |"
+        yield f"| {way} | {rates} | {', '.join(_loss(work, trial) for trial in trials)} |"
     yield (
         f"\nIn nats; {STEPS} steps of `--preset {PRESET}` on {ROWS} rows of {TASK}, a fifth of "
         f"them for validation, seed {SEED}. {machine()}"
@@ -102,12 +103,14 @@ def main() -> None:
     """Runs what is not there yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where results are kept")
+    names = way_names()
+    parser.add_argument("--option", action="append", choices=names, default=[], help="only these")
     parser.add_argument("--tables", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="keep the table in docs")
     options = parser.parse_args()
     if not options.tables:
-        run(options.work)
-    text = "\n".join(table(options.work))
+        run(options.work, options.option or names)
+    text = "\n".join(table(options.work, names))
     print(text)
     if options.write:
         write_table(DOCS / "target-lora.md", "rates", text)

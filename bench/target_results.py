@@ -14,7 +14,7 @@ from statistics import mean
 from typing import TypedDict
 
 from bench.pages import DOCS, write_table
-from bench.target import unusual
+from bench.target import USUAL, unusual, way_names
 from bench.timing import machine
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.evaluation.comparison import compare, with_holm
@@ -29,7 +29,6 @@ from recycle_cli.workflows.output_folder import RECORD_FILE
 from recycle_cli.workflows.tune import tune
 from recycle_cli.workflows.tune_request import TuneRequest
 
-USUAL = "adamw"
 TASKS = ("trec", "snips", "hwu64_scenario")
 SEEDS = (0, 1)
 TRAIN_ROWS, TEST_ROWS = 100, 200
@@ -191,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [USUAL, *(option.name for option in unusual())]
+    names = way_names()
     parser.add_argument("--work", type=Path, required=True, help="where results are kept")
     parser.add_argument("--option", action="append", choices=names, default=[], help="only these")
     parser.add_argument(

@@ -167,6 +167,7 @@ _ROWS = (
         "arXiv 2402.12354",
         target="lora_optimizers.loraplus:loraplus",
         defaults={"lr_ratio": 16.0},
+        pace={"lr": 7e-4},
         refuses=_NOT_PEFTS,
     ),
     LoraOption(
