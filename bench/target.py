@@ -129,7 +129,7 @@ def _turn(base: BaseModel, given: Mapping[str, str], cost: Cost) -> None:
 
 
 def _train(base: BaseModel, given: Mapping[str, str], cost: Cost, watch: Stopwatch) -> None:
-    pace = {"lr": 1e-5, **lora_pace(given)}
+    pace = lora_pace(given, lr=1e-5)
     plan = TrainingPlan(steps=STEPS, eval_every=STEPS + 1, batch_size=ROWS, **pace)
     rows = _rows()
     settings = METHODS["lora"].settings(given, target=False)

@@ -17,10 +17,11 @@ from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.errors import RecycleError
 from recycle_cli.evaluation.tasks import load_task
 from recycle_cli.lora.base_names import EMBEDDED_NAME
+from recycle_cli.parameters import Value
 from recycle_cli.progress import Silent
 from recycle_cli.records import TuneDocument
 from recycle_cli.settings import read_settings
-from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset
+from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset, lora_pace
 from recycle_cli.workflows.output_folder import RECORD_FILE
 from recycle_cli.workflows.tune import tune
 from recycle_cli.workflows.tune_request import TuneRequest
@@ -40,8 +41,13 @@ class Trial:
     @property
     def lr(self) -> float:
         """Its rate: the default with the preset, so many times."""
-        usual = OPTIONS[self.way].pace.get("lr", find_preset(PRESET).pace["lr"])
+        usual = lora_pace(self.given, find_preset(PRESET).pace["lr"])["lr"]
         return float(f"{self.times * usual:.1g}")
+
+    @property
+    def given(self) -> dict[str, Value]:
+        """The option."""
+        return {OPTIONS[self.way].axis: self.way}
 
     def record(self, work: Path) -> Path:
         """What tells how it ended."""
@@ -54,7 +60,7 @@ class Trial:
             base_model=EMBEDDED_NAME,
             out=self.record(work).parent,
             method="lora",
-            parameters={OPTIONS[self.way].axis: self.way},
+            parameters=self.given,
             preset=PRESET,
             pace={"steps": STEPS, "patience": STEPS, "lr": self.lr},
             rows=ROWS,

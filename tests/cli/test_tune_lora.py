@@ -106,6 +106,12 @@ def test_the_small_preset_gives_way_to_what_is_asked_for(tune: Tune) -> None:
     assert "--preset small" in shlex.join(document["command"])
     own = tune(*words, "--optimizer", "psi-lora", out="own").document
     assert own["settings"]["lr"] == OPTIONS["psi-lora"].pace["lr"]
+    times = OPTIONS["copra"].lr_times
+    assert times != 1
+    usual = tune(*words, "--schedule", "copra", out="copra").document
+    assert usual["settings"]["lr"] == pytest.approx(times * 2e-3)
+    given = tune(*words, "--schedule", "copra", "--lr", 1e-3, out="given").document
+    assert given["settings"]["lr"] == 1e-3
 
 
 def test_a_rate_and_a_rank_are_found_by_halving(tune: Tune) -> None:

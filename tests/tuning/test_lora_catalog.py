@@ -10,9 +10,17 @@ from recycle_cli.engine.base_model import BaseModel
 from recycle_cli.engine.encoding import Example, encode_examples
 from recycle_cli.engine.training import TrainingPlan
 from recycle_cli.errors import InputError
+from recycle_cli.parameters import Value
 from recycle_cli.progress import Silent
 from recycle_cli.tuning.catalog import METHODS
-from recycle_cli.tuning.lora_catalog import AXES, OPTIONS, LoraOption, check_combination, names_on
+from recycle_cli.tuning.lora_catalog import (
+    AXES,
+    OPTIONS,
+    LoraOption,
+    check_combination,
+    lora_pace,
+    names_on,
+)
 from recycle_cli.tuning.lora_form import LoraForm, Setup, former_of, train_form
 from recycle_cli.tuning.parameters import PARAMETERS
 from recycle_cli.tuning.target_lora import LoraRecipe
@@ -46,6 +54,22 @@ def trained(base: BaseModel, examples: list[Example], **given: str) -> tuple[Lor
     with former_of(settings)(setup) as form:
         result, _ = train_form(setup, form, examples, plan, Silent())
         return form, [loss for _, loss in result.history]
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [
+        ({}, 1e-3),
+        ({"optimizer": "rite"}, 3e-4),
+        ({"optimizer": "loraplus"}, 1e-3 / 3),
+        ({"allocation": "hetero"}, 2e-3),
+        ({"allocation": "hetero", "schedule": "copra"}, 4e-3),
+        # A rate of an optimizer's own is on another scale.
+        ({"allocation": "hetero", "optimizer": "oplora"}, 1.0),
+    ],
+)
+def test_a_default_rate_is_the_usual_one_so_many_times(given: dict[str, Value], lr: float) -> None:
+    assert lora_pace(given, lr=1e-3) == {"lr": pytest.approx(lr)}
 
 
 @pytest.mark.parametrize("pair", ALLOWED, ids=map(named, ALLOWED))

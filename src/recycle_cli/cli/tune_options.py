@@ -30,15 +30,18 @@ def _defaults(of: str) -> str:
 
 
 def _own_rates() -> str:
-    """The rates that optimizers of a LoRA bring, and presets."""
-    found: dict[float, list[str]] = {}
+    """The rates that options of a LoRA to train bring, and presets."""
+    rates: dict[str, list[str]] = {}
     for words, pace in (
         *((option.name, option.pace) for option in OPTIONS.values()),
         *((f"--preset {one.name}", one.pace) for one in PRESETS.values()),
     ):
         if "lr" in pace:
-            found.setdefault(pace["lr"], []).append(words)
-    return "; ".join(f"{rate:g} with {', '.join(words)}" for rate, words in found.items())
+            rates.setdefault(f"{pace['lr']:g}", []).append(words)
+    for option in OPTIONS.values():
+        if option.lr_times != 1:
+            rates.setdefault(f"{option.lr_times:.3g} times as much", []).append(option.name)
+    return "; ".join(f"{rate} with {', '.join(words)}" for rate, words in rates.items())
 
 
 Method = Annotated[

@@ -4,6 +4,7 @@ Options of different axes go together unless a row says why they do not.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ class LoraOption:
             given its own parameters by name; empty for the ordinary way.
         defaults: its own parameters and their defaults.
         pace: fields of a method's pace that are its own, such as `lr`.
+        lr_times: how many times the rate that is usual is its default, where no option in force has
+            a rate of its own.
         refuses: options of other axes that it cannot be combined with, with the reason.
     """
 
@@ -36,6 +39,7 @@ class LoraOption:
     target: str = ""
     defaults: Mapping[str, Value] = field(default_factory=dict)
     pace: Mapping[str, Any] = field(default_factory=dict)
+    lr_times: float = 1.0
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -167,7 +171,7 @@ _ROWS = (
         "arXiv 2402.12354",
         target="lora_optimizers.loraplus:loraplus",
         defaults={"lr_ratio": 16.0},
-        pace={"lr": 7e-4},
+        lr_times=1 / 3,
         refuses=_NOT_PEFTS,
     ),
     LoraOption(
@@ -214,6 +218,7 @@ _ROWS = (
         "arXiv 2406.14956",
         target="lora_allocations.hetero:hetero",
         defaults={"proxy": "grad-norm", "share": 0.25, "proxy_steps": 0, "reallocate_every": 0},
+        lr_times=2.0,
     ),
     LoraOption(
         "allocation",
@@ -221,6 +226,7 @@ _ROWS = (
         "AdaLoRA, ranks that are cut while they are trained",
         "arXiv 2303.10512",
         target="lora_allocations.adalora:adalora",
+        lr_times=5.0,
         refuses=dict.fromkeys(_OTHER_FORMS, _ONE_OF_THEM),
     ),
     LoraOption(
@@ -229,6 +235,7 @@ _ROWS = (
         "CopRA, layers that sit out steps by chance, ever fewer",
         "arXiv 2410.22911",
         target="lora_schedules.copra:copra",
+        lr_times=2.0,
         refuses={
             **dict.fromkeys(_OTHER_FORMS, _NO_COINS),
             "adalora": "it weighs the gradients of all modules in every step",
@@ -289,13 +296,19 @@ def lora_defaults(given: Mapping[str, Value]) -> dict[str, Value]:
     return {**AXES, **{name: value for defaults in own for name, value in defaults.items()}}
 
 
-def lora_pace(given: Mapping[str, Value]) -> dict[str, Any]:
+def lora_pace(given: Mapping[str, Value], lr: float) -> dict[str, Any]:
     """What of the pace is set by these options.
+
+    Args:
+        given: the options by axis.
+        lr: the rate that is usual.
 
     Raises:
         InputError: as `chosen_options`.
     """
-    return {name: v for option in chosen_options(given) for name, v in option.pace.items()}
+    chosen = chosen_options(given)
+    own = {name: value for option in chosen for name, value in option.pace.items()}
+    return {"lr": lr * math.prod(option.lr_times for option in chosen), **own}
 
 
 def takers(parameter: str) -> list[LoraOption]:

@@ -133,7 +133,8 @@ class TuneRequest:
         own: dict[str, Any] = {}
         if not method.mixes:
             preset = PRESETS[self.preset].pace if self.preset else {}
-            own = {**preset, **lora_pace(self.parameters)}
+            usual = preset.get("lr", method.pace.lr)
+            own = {**preset, **lora_pace(self.parameters, usual)}
         return replace(method.pace, **{**own, **self.pace})
 
     def shape_in_force(self) -> dict[str, Any]:
