@@ -248,6 +248,7 @@ _ROWS = (
         "arXiv 2410.08305",
         target="lora_schedules.chain:rac",
         defaults=_BLOCKS,
+        lr_times=2.0,
         refuses=_CHAINED,
     ),
     LoraOption(
@@ -257,6 +258,7 @@ _ROWS = (
         "arXiv 2401.04151",
         target="lora_schedules.chain:cola",
         defaults=_BLOCKS,
+        lr_times=2.0,
         refuses=_CHAINED,
     ),
 )
