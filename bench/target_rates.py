@@ -85,10 +85,12 @@ def run(work: Path, ways: Sequence[str]) -> None:
 
 
 def table(work: Path, ways: Sequence[str]) -> Iterator[str]:
-    """The Markdown of what is there."""
+    """The Markdown of the ways of which there is something."""
     yield "| way | rates | best validation losses |\n|---|---|---|"
     for way in ways:
         trials = [Trial(way, times) for times in TIMES]
+        if not any(trial.record(work).exists() for trial in trials):
+            continue
         rates = ", ".join(f"{trial.lr:g}" for trial in trials)
         yield f"| {way} | {rates} | {', '.join(_loss(work, trial) for trial in trials)} |"
     yield (
