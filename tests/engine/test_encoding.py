@@ -12,6 +12,7 @@ from recycle_cli.engine.encoding import (
     encode_examples,
     encode_prompts,
     encode_questions,
+    encode_white_space,
     end_of_answer,
     prompt_text,
     shared_length,
@@ -63,6 +64,20 @@ def test_tokens_are_those_of_the_whole_text(base: BaseModel, text: str, answers:
         assert candidate
         joined = [*question.prompt, *question.lead, *candidate]
         assert joined == ids(base, whole(base, text, answer))
+
+
+@given(text=TEXT, end=st.sampled_from(["", " ", "\n", " \n\n", "\t"]), answer=TEXT)
+def test_white_space_that_is_asked_for_is_scored(
+    base: BaseModel, text: str, end: str, answer: str
+) -> None:
+    """As tokens of its own: where it makes one with the answer, it is left out."""
+    row = Row(text + end, answer)
+    scored = ids(base, whole(base, row.input, answer))
+    for question in encode_white_space(base, [row]):
+        joined = [*question.prompt, *question.candidates[0]]
+        assert scored[: len(joined)] == joined
+        assert len(question.prompt) < len(joined)
+        assert not base.tokenizer.decode(list(question.candidates[0])).strip()
 
 
 def test_open_rows_are_scored_on_the_right_answer(pico_base: BaseModel) -> None:

@@ -23,17 +23,20 @@ from support.tasks import write_task
 from recycle_cli.engine.base_model import linear_shapes
 from recycle_cli.errors import InputError, RecycleError
 from recycle_cli.evaluation import verdict
+from recycle_cli.evaluation.tasks import load_task
 from recycle_cli.evaluation.verdict import decide
 from recycle_cli.progress import Silent
 from recycle_cli.records import StudyResults
 from recycle_cli.settings import Settings
+from recycle_cli.tuning.lora_catalog import OPTIONS
 from recycle_cli.workflows import study_runs
 from recycle_cli.workflows.crawl import crawl
 from recycle_cli.workflows.crawl_request import CrawlRequest
 from recycle_cli.workflows.study import StudyRequest, check_study, report, study
 from recycle_cli.workflows.study_arms import arms_of
-from recycle_cli.workflows.study_config import StudyConfig, config_of
-from recycle_cli.workflows.study_runs import Cell
+from recycle_cli.workflows.study_config import StudyConfig, TargetChoice, config_of
+from recycle_cli.workflows.study_runs import Cell, Common, Ranking, TargetTraining
+from recycle_cli.workflows.study_store import RunStore
 
 MEASURED = {"elapsed_s", "scored_s", "passes", "peak_memory_bytes", "path", "adapter", "command"}
 Fields = dict[str, Any]
@@ -649,3 +652,28 @@ def test_settings_tell_arms_apart(fields: Fields) -> None:
     config = arm_config(fields, {"methods": methods, "selection": ["random", "rank"], "k": [2, 3]})
     assert unique(names(config))
     assert len(names(config)) == 2 + 3 * 2 * 2 * 2 * 2 + 2 + 1
+
+
+def test_a_ranking_by_gradient_goes_by_the_loss(fields: Fields, tmp_path: Path) -> None:
+    common = Common(RunStore(tmp_path), "base", "digest", 30, None, 8, None)
+    task = load_task(fields["tasks"][0])
+    seen = {m: Ranking(common, task, 0, m, (), "train").sees_loss for m in ("gradient", "halving")}
+    assert seen == {"gradient": True, "halving": False}
+
+
+def test_a_default_rate_of_an_option_is_in_the_key(
+    fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = Common(RunStore(tmp_path), "base", "digest", 30, None, 8, None)
+    task = load_task(fields["tasks"][0])
+
+    def keys() -> list[str]:
+        choices = [TargetChoice(), TargetChoice.model_validate({"schedule": "copra"})]
+        return [TargetTraining(common, task, 0, choice).key for choice in choices]
+
+    before = keys()
+    slower = replace(OPTIONS["copra"], lr_times=1.5)
+    monkeypatch.setitem(OPTIONS, "copra", slower)  # type: ignore[misc]  # a table that is read only
+    after = keys()
+    assert before[0] == after[0]
+    assert before[1] != after[1]

@@ -40,7 +40,8 @@ def _own_rates() -> str:
             rates.setdefault(f"{pace['lr']:g}", []).append(words)
     for option in OPTIONS.values():
         if option.lr_times != 1:
-            rates.setdefault(f"{option.lr_times:.3g} times as much", []).append(option.name)
+            times = f"{option.lr_times:.3g} times the preset's or the paper's"
+            rates.setdefault(times, []).append(option.name)
     return "; ".join(f"{rate} with {', '.join(words)}" for rate, words in rates.items())
 
 

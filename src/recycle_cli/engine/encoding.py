@@ -95,12 +95,14 @@ def _question(base: BaseModel, row: TextRow) -> Question:
 
 def encode_white_space(base: BaseModel, rows: Sequence[TextRow]) -> list[Question]:
     """The white space at the end of prompts, which is scored with every answer, as an answer of its
-    own; prompts without any are left out."""
+    own. Prompts without any are left out, and those whose white space makes a token with the
+    answer."""
     found = []
     for row in rows:
         whole = prompt_text(base, row.input)
-        prompt = _tokens(base, whole.rstrip())
-        if white := _tokens(base, whole)[len(prompt) :]:
+        prompt, answer = _cut(base, whole, row.output)
+        white = _tokens(base, whole)[len(prompt) :]
+        if white and answer[: len(white)] == white:
             found.append(Question(prompt, (), (white,)))
     return found
 

@@ -169,9 +169,9 @@ class StudyPlanDocument(Document):
     `runs` counts what has to be done: rankings, target LoRAs, adapters that are made and scored;
     `cells` the rows of its table, some of which are the same run, and `reused` the runs that are
     there already, null where the base model is not at hand to tell. `elapsed_s` is about how long
-    the rest takes on this machine with the processes asked for, from steps measured with the cores
-    of one, and null where there is nothing to measure on; `disk_bytes` about what it leaves on the
-    disk.
+    the rest takes on this machine with the processes of `--jobs`, from steps measured with the
+    cores of one, and null where there is nothing to measure on; `disk_bytes` about what it leaves
+    on the disk.
     """
 
     kind: ClassVar[str] = "plan"

@@ -182,7 +182,8 @@ def _seconds(
         ranked = pool * sum(method.needs == "rows" for method in scoring)
         a_seed = steps * step_s + (len(arms) * tested + ranked) * row_s
         total += longer * a_seed * len(config.seeds)
-    return total / request.jobs
+    # What is one task's and one seed's hangs together, so that more processes find less to do.
+    return total / min(request.jobs, len(tasks) * len(config.seeds))
 
 
 @contextlib.contextmanager

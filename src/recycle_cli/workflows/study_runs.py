@@ -17,6 +17,7 @@ from recycle_cli.evaluation.tasks import Task
 from recycle_cli.progress import Silent
 from recycle_cli.records import AdapterRef, MergeDocument, TuneDocument
 from recycle_cli.settings import Settings
+from recycle_cli.tuning.lora_catalog import lora_pace
 from recycle_cli.workflows.adapters import Source
 from recycle_cli.workflows.answers import answer_rows
 from recycle_cli.workflows.output_folder import RECORD_FILE
@@ -179,7 +180,13 @@ class TargetTraining(Run):
         """See `Run`. What is left at its default is left out, so that a new field of a target LoRA
         does not have the old ones trained again."""
         choice = self.choice.model_dump(mode="json", exclude_defaults=True)
-        return {"choice": choice, "rows": self.common.rows}
+        usual = lora_pace({}, 1.0)
+        own = lora_pace(self.choice.parameters, 1.0)
+        return {
+            "choice": choice,
+            "rows": self.common.rows,
+            **({"default_rate": own} if own != usual else {}),
+        }
 
     def perform(self, base: "BaseModel", settings: Settings, folder: Path) -> dict[str, Any]:
         """See `Run`."""
