@@ -45,6 +45,11 @@ def way_names() -> list[str]:
     return [USUAL, *(option.name for option in unusual())]
 
 
+def given_by(way: str) -> dict[str, str]:
+    """The option that asks for it."""
+    return {OPTIONS[way].axis: way}
+
+
 class Stopwatch(Silent):
     """A progress that notes when each step ended."""
 

@@ -5,30 +5,27 @@ It goes on where it was.
 """
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.pages import DOCS, write_table
-from bench.target import way_names
+from bench.target import given_by, way_names
+from bench.target_results import PRESET, TRAIN_ROWS, request
 from bench.timing import machine
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.errors import RecycleError
-from recycle_cli.evaluation.tasks import load_task
 from recycle_cli.lora.base_names import EMBEDDED_NAME
-from recycle_cli.parameters import Value
 from recycle_cli.progress import Silent
 from recycle_cli.records import TuneDocument
 from recycle_cli.settings import read_settings
-from recycle_cli.tuning.lora_catalog import OPTIONS, find_preset, lora_pace
+from recycle_cli.tuning.lora_catalog import find_preset, lora_pace
 from recycle_cli.workflows.output_folder import RECORD_FILE
 from recycle_cli.workflows.tune import tune
-from recycle_cli.workflows.tune_request import TuneRequest
 
 TASK = "clinc_domain"
 TIMES = (1 / 3, 1.0, 3.0)
-PRESET, STEPS, ROWS, SEED = "small", 30, 100, 0
+STEPS, SEED = 30, 0
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,8 @@ class Trial:
     @property
     def lr(self) -> float:
         """Its rate: the default with the preset, so many times."""
-        usual = lora_pace(self.given, find_preset(PRESET).pace["lr"])["lr"]
+        usual = lora_pace(given_by(self.way), find_preset(PRESET).pace["lr"])["lr"]
         return float(f"{self.times * usual:.1g}")
-
-    @property
-    def given(self) -> dict[str, Value]:
-        """The option."""
-        return {OPTIONS[self.way].axis: self.way}
 
     def record(self, work: Path) -> Path:
         """What tells how it ended."""
@@ -55,19 +47,9 @@ class Trial:
 
     def run(self, work: Path, base: BaseModel) -> None:
         """Does it."""
-        request = TuneRequest(
-            task=load_task(str(Path(os.environ["RECYCLE_DATA"]) / "tasks" / TASK)),
-            base_model=EMBEDDED_NAME,
-            out=self.record(work).parent,
-            method="lora",
-            parameters=self.given,
-            preset=PRESET,
-            pace={"steps": STEPS, "patience": STEPS, "lr": self.lr},
-            rows=ROWS,
-            seed=SEED,
-            resume=True,
-        )
-        tune(request, (), None, base, Silent())
+        pace = {"steps": STEPS, "patience": STEPS, "lr": self.lr}
+        asked = request(self.way, TASK, self.record(work).parent, SEED, pace)
+        tune(asked, (), None, base, Silent())
 
 
 def run(work: Path, ways: Sequence[str]) -> None:
@@ -94,8 +76,8 @@ def table(work: Path, ways: Sequence[str]) -> Iterator[str]:
         rates = ", ".join(f"{trial.lr:g}" for trial in trials)
         yield f"| {way} | {rates} | {', '.join(_loss(work, trial) for trial in trials)} |"
     yield (
-        f"\nIn nats; {STEPS} steps of `--preset {PRESET}` on {ROWS} rows of {TASK}, a fifth of "
-        f"them for validation, seed {SEED}. {machine()}"
+        f"\nIn nats; {STEPS} steps of `--preset {PRESET}` on {TRAIN_ROWS} rows of {TASK}, a fifth "
+        f"of them for validation, seed {SEED}. {machine()}"
     )
 
 

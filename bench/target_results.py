@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from bench.pages import DOCS, write_table
-from bench.target import USUAL, unusual, way_names
+from bench.target import USUAL, given_by, way_names
 from bench.timing import machine
 from recycle_cli.engine.base_model import BaseModel, load_base_model
 from recycle_cli.evaluation.comparison import compare, with_holm
@@ -31,7 +31,7 @@ from recycle_cli.workflows.tune_request import TuneRequest
 
 TASKS = ("trec", "snips", "hwu64_scenario")
 SEEDS = (0, 1)
-TRAIN_ROWS, TEST_ROWS = 100, 200
+PRESET, TRAIN_ROWS, TEST_ROWS = "small", 100, 200
 STEPS = 40
 
 
@@ -40,7 +40,6 @@ class Cell:
     """One training: an option, or the ordinary way, on a task with a seed."""
 
     name: str
-    given: Mapping[str, str]
     task: str
     seed: int
 
@@ -58,10 +57,9 @@ class Result(TypedDict):
 
 def cells(seeds: Sequence[int]) -> Iterator[Cell]:
     """All of them with these seeds; the ordinary way first."""
-    ways = {USUAL: {}, **{option.name: {option.axis: option.name} for option in unusual()}}
-    for name, given in ways.items():
+    for name in way_names():
         for task in TASKS:
-            yield from (Cell(name, given, task, seed) for seed in seeds)
+            yield from (Cell(name, task, seed) for seed in seeds)
 
 
 def run(work: Path, wanted: Iterable[Cell]) -> None:
@@ -71,35 +69,38 @@ def run(work: Path, wanted: Iterable[Cell]) -> None:
         scores = cell.place(work).with_suffix(".json")
         if not scores.exists():
             if not (cell.place(work) / RECORD_FILE).exists():
-                tune(_request(cell, work), (), None, base, Silent())
+                pace = {"steps": STEPS, "patience": STEPS}
+                asked = request(cell.name, cell.task, cell.place(work), cell.seed, pace)
+                tune(asked, (), None, base, Silent())
             beside = scores.with_suffix(".new")
             beside.write_text(json.dumps(_scored(cell, work, base)), encoding="utf-8")
             beside.replace(scores)
             print(f"{cell.name} on {cell.task}, seed {cell.seed}", flush=True)
 
 
-def _request(cell: Cell, work: Path) -> TuneRequest:
+def request(way: str, task: str, out: Path, seed: int, pace: Mapping[str, Any]) -> TuneRequest:
+    """To train a LoRA in that way on a task by its name; goes on where it was killed."""
     return TuneRequest(
-        task=_task(cell),
+        task=_task(task),
         base_model=EMBEDDED_NAME,
-        out=cell.place(work),
+        out=out,
         method="lora",
-        parameters=cell.given,
-        preset="small",
-        pace={"steps": STEPS, "patience": STEPS},
+        parameters=given_by(way),
+        preset=PRESET,
+        pace=pace,
         rows=TRAIN_ROWS,
-        seed=cell.seed,
+        seed=seed,
         resume=True,
     )
 
 
-def _task(cell: Cell) -> Task:
-    return load_task(str(Path(os.environ["RECYCLE_DATA"]) / "tasks" / cell.task))
+def _task(name: str) -> Task:
+    return load_task(str(Path(os.environ["RECYCLE_DATA"]) / "tasks" / name))
 
 
 def _scored(cell: Cell, work: Path, base: BaseModel) -> Result:
     """What came of a training."""
-    folder, task = cell.place(work), _task(cell)
+    folder, task = cell.place(work), _task(cell.task)
     text = (folder / RECORD_FILE).read_text(encoding="utf-8")
     record = TuneDocument.model_validate_json(text)
     ref = AdapterRef(id=cell.name, sha256=record.sha256, path=str(folder))
@@ -153,7 +154,7 @@ def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
         "brackets); the difference of the means in points, with an interval of 95 % over tasks and "
         "rows; p by a test over rows, which speaks of these adapters alone, by Holm over the "
         f"{len(ways)} of them; the mean of the best validation losses. {STEPS} steps of "
-        f"`--preset small`, {TRAIN_ROWS} rows to learn from, a fifth of them for validation, "
+        f"`--preset {PRESET}`, {TRAIN_ROWS} rows to learn from, a fifth of them for validation, "
         f"{TEST_ROWS} test rows a task. {machine()}"
     )
 

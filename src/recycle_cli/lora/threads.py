@@ -24,12 +24,18 @@ def threads_for(shape: tuple[int, int]) -> Iterator[None]:
     if shape[0] * shape[1] >= LARGE:
         yield
         return
+    # scipy brings a pool of its own.
+    with torch_threads(1), _pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch on so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
-        # scipy brings a pool of its own.
-        with _pools().limit(limits=1, user_api="blas"):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 

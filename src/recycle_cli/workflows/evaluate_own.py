@@ -115,8 +115,10 @@ class OwnTask(AskedTask):
         from recycle_cli.engine.encoding import encode_white_space
         from recycle_cli.engine.scoring import candidate_log_likelihoods
 
+        if self._metric != ACC:
+            return None
         asked = encode_white_space(base, self._rows[:WHITE_SPACE_ROWS])
-        if self._metric != ACC or not asked:
+        if not asked:
             return None
         return mean(scores[0] for scores in candidate_log_likelihoods(base, asked))
 

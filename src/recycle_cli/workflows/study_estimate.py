@@ -1,6 +1,5 @@
 """`recycle study --dry-run`: what a study would take, from what is at hand to tell."""
 
-import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -165,11 +164,13 @@ def _seconds(
 ) -> float | None:
     """About how long the whole study takes with its processes: steps and rows as measured on the
     first task with the cores of one, as much longer on others as their rows are."""
+    from recycle_cli.lora.threads import torch_threads
+
     if there.base is None or there.tasks is None:
         return None
     progress.stage("measuring some steps on the first task")
     config, tasks = request.config, there.tasks
-    with _threads(request.cores):
+    with torch_threads(request.cores):
         step_s = _step_seconds(request, tasks[0], there.base)
         row_s = _row_seconds(tasks[0], there.base, config.max_new_tokens)
     first, total = _length(tasks[0]), 0.0
@@ -184,19 +185,6 @@ def _seconds(
         total += longer * a_seed * len(config.seeds)
     # What is one task's and one seed's hangs together, so that more processes find less to do.
     return total / min(request.jobs, len(tasks) * len(config.seeds))
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The engine with so many cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _steps(request: StudyRequest, arms: Sequence[Arm]) -> Iterator[int]:
